@@ -1,0 +1,260 @@
+"""The recipe as typed sections. `builder.recipe` reads it from YAML; unknown keys are refused there with a suggestion."""
+
+import os
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from builder.errors import UsageError
+from builder.identity import canonical_json, sha256_hex
+
+COMMIT = re.compile(r"^[0-9a-f]{40}$")
+NAME = re.compile(r"^[a-z0-9][a-z0-9._-]*$")
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, int | float | str | dict) else value
+
+
+class Section(BaseModel):
+    """A part of the recipe. Unknown keys are errors; the loader adds a suggestion."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
+
+
+class Gold(Section):
+    """Where the reference answer stands, and how to cut it out of a longer solution."""
+
+    column: str
+    pattern: str | None = None
+
+    @field_validator("pattern")
+    @classmethod
+    def _one_group(cls, value: str | None) -> str | None:
+        if value is not None and re.compile(value).groups != 1:
+            raise ValueError(f"pattern {value!r} needs exactly one group: the gold")
+        return value
+
+
+class PromptSource(Section):
+    """Questions: a local file, or `hf://datasets/org/name` at a full commit id."""
+
+    source: str
+    revision: str | None = None
+    config: str | None = None
+    split: str = "train"
+    prompt: str | None = None
+    messages: str | None = None
+    gold: Gold | str | None = None
+    gold_type: str | None = None
+    domain: str | None = None
+    language: str | None = None
+    license: str | None = None
+    verifier: str | None = None
+    rows: int | None = Field(default=None, ge=0, description="declared rows, for `plan` before anything is downloaded")
+
+    @property
+    def is_hub(self) -> bool:
+        return self.source.startswith("hf://")
+
+    @model_validator(mode="after")
+    def _check(self) -> "PromptSource":
+        if self.is_hub and not re.fullmatch(r"hf://datasets/[^/@]+/[^/@]+", self.source):
+            raise ValueError(f"{self.source!r} is not of the form hf://datasets/org/name")
+        if self.revision is not None and not COMMIT.fullmatch(self.revision):
+            raise ValueError(
+                f"revision {self.revision!r} is not a full commit id (40 hex digits): branches and tags can move"
+            )
+        if self.prompt and self.messages:
+            raise ValueError("name a `prompt` column or a `messages` column, not both")
+        return self
+
+
+class Endpoint(Section):
+    """One OpenAI-compatible server. The key is read from the environment, from `api_key_env` or OPENAI_API_KEY."""
+
+    url: str
+    max_in_flight: int = Field(default=64, ge=1, le=4096)
+    api_key_env: str | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError(f"{value!r} is not an http:// or https:// address")
+        if "@" in value.split("/")[2]:
+            raise ValueError("the address holds credentials; put the key into the environment instead")
+        return value.rstrip("/")
+
+
+class Prices(Section):
+    """USD per million tokens."""
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+
+
+class Teacher(Section):
+    """The model that is paid. `revision` is its commit id or the hash of its weights, as declared."""
+
+    model: str
+    revision: str | None = None
+    tokenizer: str | None = None
+    endpoints: list[Endpoint] = []
+    prices: Prices | None = None
+    logprobs_mode: Literal["raw", "processed", "unknown"] = "raw"
+
+    def resolved_endpoints(self) -> list[Endpoint]:
+        """Endpoints of the recipe, else OPENAI_BASE_URL. Raises UsageError when neither is there."""
+        if self.endpoints:
+            return self.endpoints
+        url = os.environ.get("OPENAI_BASE_URL")
+        if not url:
+            raise UsageError(
+                f"No endpoint for teacher {self.model!r}: the recipe names none and OPENAI_BASE_URL is not set. "
+                "Set it, or pass teacher.endpoints.0.url=http://host:port/v1."
+            )
+        return [Endpoint(url=url)]
+
+
+class Generation(Section):
+    """What is asked of the teacher: `samples` replies at each temperature, one choice a request."""
+
+    temperatures: Annotated[list[float], BeforeValidator(_as_list)] = [0.6, 1.0]
+    samples: int = Field(default=4, ge=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=65536, ge=1)
+    seed: int = Field(default=0, ge=0)
+    system_prompt: str | None = None
+    reasoning_effort: str | None = None
+    extra_body: dict[str, Any] = {}
+    logprobs: bool = True
+
+    @field_validator("temperatures")
+    @classmethod
+    def _distinct(cls, value: list[float]) -> list[float]:
+        if not value:
+            raise ValueError("needs at least one temperature")
+        if len(set(value)) != len(value):
+            raise ValueError(f"{value} names a temperature twice")
+        if any(temperature < 0 for temperature in value):
+            raise ValueError(f"{value} holds a negative temperature")
+        return value
+
+
+class Student(Section):
+    """The model to be trained, before training: it scores the replies."""
+
+    model: str
+    revision: str | None = None
+    backend: Literal["local", "endpoint"] = "local"
+    system_prompt: str | None = "You are a helpful assistant."
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    endpoints: list[Endpoint] = []
+
+
+class Selection(Section):
+    """Which replies stay: rules drop, the selector ranks what survives, `keep` rows a prompt and temperature stay."""
+
+    order: Literal["rules-first", "selector-first"] = "rules-first"
+    rules: list[str] = ["response_truncated", "reasoning_missing", "think_tags_broken"]
+    params: dict[str, float | int | str | bool] = {}
+    selector: str = "teacher_sentence_count"
+    keep: int = Field(default=1, ge=1)
+
+
+class Stage(Section):
+    """A training stage: which selected rows it consumes, in which order, from whose weights."""
+
+    kind: Literal["sft", "grpo", "reward"] = "sft"
+    init: str = "previous"
+    where: str | None = None
+    order_by: str | None = None
+    epochs: float | None = Field(default=None, gt=0)
+
+
+class MixedPolicy(Section):
+    """Mixed-policy rows (TR p.11, 13): the student begins, the teacher finishes."""
+
+    prompts: int = Field(default=50000, ge=1)
+    length_cap: float = Field(default=1.5, gt=0)
+    cut: tuple[float, float] = (0.5, 1.0)
+    keep: Literal["cap", "wrong", "cap_or_wrong", "all"] = "cap"
+    temperature: float = Field(default=1.0, ge=0)
+    off_policy_ratio: float = Field(default=2.6, ge=0)
+    stage: str = "mixed-policy"
+
+
+class ReleaseSection(Section):
+    """Where the release goes and under which licence."""
+
+    repo: str | None = None
+    license: str | None = None
+    logprobs: bool = False
+
+
+class Recipe(Section):
+    """A whole recipe. Every command demands only the sections that it reads."""
+
+    name: str
+    prompts: Annotated[list[PromptSource], BeforeValidator(_as_list)] = []
+    teacher: Teacher | None = None
+    generation: Generation = Generation()
+    student: Student | None = None
+    selection: Selection = Selection()
+    stages: dict[str, Stage] = {}
+    mixed_policy: MixedPolicy | None = None
+    release: ReleaseSection = ReleaseSection()
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not NAME.fullmatch(value):
+            raise ValueError(f"{value!r} must be lower case letters, digits, dots and dashes: it names a directory")
+        return value
+
+    @field_validator("stages")
+    @classmethod
+    def _stages(cls, value: dict[str, Stage]) -> dict[str, Stage]:
+        seen: list[str] = []
+        for name, stage in value.items():
+            if not NAME.fullmatch(name) or name in ("candidates", "logprobs"):
+                raise ValueError(f"stage name {name!r} cannot be a dataset config")
+            if stage.init not in ("previous", "base", *seen):
+                raise ValueError(
+                    f"stage {name!r} starts from {stage.init!r}: neither `previous`, `base` nor an earlier stage"
+                )
+            seen.append(name)
+        return value
+
+    def require_teacher(self) -> Teacher:
+        """The teacher section; UsageError where the recipe has none."""
+        if self.teacher is None:
+            raise UsageError(f"Recipe {self.name!r} has no `teacher` section; this command asks a teacher.")
+        return self.teacher
+
+    def require_student(self) -> Student:
+        """The student section; UsageError where the recipe has none."""
+        if self.student is None:
+            raise UsageError(
+                f"Recipe {self.name!r} has no `student` section; divergence is measured against a student. "
+                "Add one, or select with random, longest or length_matched."
+            )
+        return self.student
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe with all defaults, as plain values."""
+        return self.model_dump(mode="json")
+
+    def decisive(self) -> dict[str, Any]:
+        """The resolved recipe less endpoints and concurrency: what can change a row."""
+        resolved = self.resolved()
+        for section in ("teacher", "student"):
+            if resolved[section]:
+                resolved[section].pop("endpoints")
+        return resolved
+
+    def hash(self) -> str:
+        """64 hex digits of `decisive()`."""
+        return sha256_hex(canonical_json(self.decisive()))

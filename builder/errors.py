@@ -1,0 +1,67 @@
+"""Every error that `builder` raises on purpose. A message says what happened with values, why it matters, what to do.
+
+BuilderError
+├── UsageError          the command line or a recipe asks for something that does not exist (exit 2)
+├── SourceError         a prompt source cannot be read, or a row of it cannot become a prompt
+├── EndpointError       an endpoint refuses, is unreachable, or answers what cannot be a reply
+│   └── FatalReply      the same request would fail again; asking again would only cost money
+├── JournalError        a paid reply could not be recorded, or a record cannot be trusted
+├── TableError          a table of the run is missing, unreadable or breaks its schema
+├── ScoreError          divergence cannot be computed as asked
+├── VerifyError         a verifier cannot run at all (never: an answer is wrong)
+├── SqlError            a SQL file breaks its contract, or refuses to run within its limits
+├── ReleaseError        a release cannot be written or does not match its manifest
+└── ServeError          a model cannot be served here
+"""
+
+
+class BuilderError(Exception):
+    """Base of all; the command line prints the message and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(BuilderError):
+    """The command line or a recipe asks for something that does not exist."""
+
+    exit_code = 2
+
+
+class SourceError(BuilderError):
+    """A prompt source cannot be read, or a row of it cannot become a prompt."""
+
+
+class EndpointError(BuilderError):
+    """An endpoint refuses, is unreachable, or answers what cannot be a reply."""
+
+
+class FatalReply(EndpointError):
+    """The same request would fail again; asking again would only cost money."""
+
+
+class JournalError(BuilderError):
+    """A paid reply could not be recorded, or a record cannot be trusted."""
+
+
+class TableError(BuilderError):
+    """A table of the run is missing, unreadable or breaks its schema."""
+
+
+class ScoreError(BuilderError):
+    """Divergence cannot be computed as asked."""
+
+
+class VerifyError(BuilderError):
+    """A verifier cannot run at all; an answer that is merely wrong is a verdict, not an error."""
+
+
+class SqlError(BuilderError):
+    """A SQL file breaks its contract, or refuses to run within its limits."""
+
+
+class ReleaseError(BuilderError):
+    """A release cannot be written or does not match its manifest."""
+
+
+class ServeError(BuilderError):
+    """A model cannot be served here."""

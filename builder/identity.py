@@ -1,0 +1,142 @@
+"""What makes two prompts, two requests or two row sets the same. Pure functions; changing one changes what is paid."""
+
+import hashlib
+import json
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+KEY_FORMAT = 1
+"""Version of the request key. A new number means that nothing stored before answers a request of today."""
+
+# Flags that change what comes back beside the text, never the text: asking for logprobs later is the same request.
+_REPORTING_FLAGS = frozenset(
+    {
+        "logprobs",
+        "top_logprobs",
+        "prompt_logprobs",
+        "return_token_ids",
+        "return_tokens_as_token_ids",
+        "stream",
+        "stream_options",
+        "user",
+        "metadata",
+    }
+)
+
+Message = Mapping[str, str]
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text. 1.0 is written as 1."""
+    return json.dumps(_plain(value), ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def sha256_hex(text: str | bytes) -> str:
+    """64 hex digits of the UTF-8 text or of the bytes."""
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
+
+
+def normalize_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Messages as hashed, stored and sent: content in NFC without outer white space, roles kept."""
+    return [
+        {"role": message["role"], "content": unicodedata.normalize("NFC", message["content"]).strip()}
+        for message in messages
+    ]
+
+
+def prompt_id(messages: Sequence[Message]) -> str:
+    """32 hex digits of the normalised messages: the same question from two sources is one prompt."""
+    return sha256_hex(canonical_json(normalize_messages(messages)))[:32]
+
+
+def request_seed(seed: int, prompt: str, temperature: float, sample_index: int) -> int:
+    """Seed of one request, 0 … 2³¹ − 1, from what identifies it; never from how many samples were asked."""
+    digest = hashlib.sha256(canonical_json([seed, prompt, temperature, sample_index]).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def request_key(
+    *,
+    model: str,
+    revision: str | None,
+    messages: Sequence[Message],
+    prefix: str | None,
+    sampling: Mapping[str, Any],
+    seed: int | None,
+    sample_index: int,
+) -> str:
+    """64 hex digits: identity of what is paid for.
+
+    `sampling` holds every sampling parameter as sent; reporting flags and `max_tokens` are left out here, so that a
+    caller may pass the request's parameters whole. Endpoint, row position and shard are no part of it.
+    """
+    decides = {
+        name: value
+        for name, value in sampling.items()
+        if name not in _REPORTING_FLAGS and name not in ("max_tokens", "max_completion_tokens") and value is not None
+    }
+    return sha256_hex(
+        canonical_json(
+            {
+                "key_format": KEY_FORMAT,
+                "model": model,
+                "revision": revision,
+                "messages": normalize_messages(messages),
+                "prefix": prefix,
+                "sampling": decides,
+                "seed": seed,
+                "sample_index": sample_index,
+            }
+        )
+    )
+
+
+def response_id(key: str, *, finish_reason: str | None, max_tokens: int | None) -> str:
+    """32 hex digits. A reply cut at a limit is another reply than the one a larger limit gives."""
+    cut_at = max_tokens if finish_reason == "length" else None
+    return sha256_hex(f"{key}:{cut_at}")[:32]
+
+
+def order_key(grain_id: str, seed: int) -> str:
+    """md5 of id and seed, in DuckDB `md5(id || ':' || seed)`: sorting by it is a shuffle, the same everywhere."""
+    return hashlib.md5(f"{grain_id}:{seed}".encode(), usedforsecurity=False).hexdigest()
+
+
+def rowset_hash(rows: pl.DataFrame, columns: Sequence[str]) -> str:
+    """64 hex digits over the rows of `columns`, whatever their order: sum of the rows' sha256 modulo 2²⁵⁶.
+
+    A sum keeps multiplicity (two equal rows differ from none), which exclusive or would lose.
+    """
+    total = 0
+    for row in row_texts(rows, columns):
+        total += int.from_bytes(hashlib.sha256(row.encode()).digest(), "big")
+    return f"{total % 2**256:064x}"
+
+
+def row_texts(rows: pl.DataFrame, columns: Sequence[str]) -> Iterable[str]:
+    """Canonical JSON of each row, floats by shortest repr, columns in the given order of names."""
+    names = sorted(columns)
+    for row in rows.select(names).iter_rows():
+        yield canonical_json([names, list(row)])
+
+
+def _plain(value: Any) -> Any:  # noqa: PLR0911
+    """The value in JSON's own types, so that numpy scalars, tuples and dates hash as what they say."""
+    if value is None or isinstance(value, bool | str | int):
+        return value
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return repr(value)
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | np.ndarray | pl.Series):
+        return [_plain(inner) for inner in value]
+    return str(value)

@@ -1,0 +1,160 @@
+"""The run directory: the only place that knows its paths and its Parquet options."""
+
+import os
+import re
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from builder.errors import TableError
+from builder.schema import TABLES, Table
+
+_PART = re.compile(r"^part-(\d{3})-(\d{5})\.parquet$")
+
+
+class Run:
+    """A run directory (design: recipe.yaml, journal/, tables/, run.duckdb, releases/, eval/, report.html)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def journal_dir(self) -> Path:
+        return self.root / "journal"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "run.duckdb"
+
+    @property
+    def releases(self) -> Path:
+        return self.root / "releases"
+
+    @property
+    def eval_dir(self) -> Path:
+        return self.root / "eval"
+
+    def table_dir(self, name: str) -> Path:
+        return self.root / "tables" / name
+
+    def parts(self, name: str) -> list[Path]:
+        """Part files of a table in order of their names; empty where the table was never written."""
+        folder = self.table_dir(name)
+        return sorted(path for path in folder.glob("part-*.parquet") if _PART.match(path.name))
+
+    def append(self, name: str, rows: pa.Table, *, shard: int = 0) -> Path | None:
+        """Add one part. It appears by rename only, after its bytes are on disk. No rows, no part."""
+        if rows.num_rows == 0:
+            return None
+        taken = [
+            int(match[2]) for path in self.parts(name) if (match := _PART.match(path.name)) and int(match[1]) == shard
+        ]
+        path = self.table_dir(name) / f"part-{shard:03d}-{max(taken, default=-1) + 1:05d}.parquet"
+        write_parquet(rows.cast(TABLES[name].schema), path)
+        return path
+
+    def replace(self, name: str, rows: pa.Table) -> None:
+        """Make `rows` the whole table, as one part that takes the old one's place in a single rename."""
+        only = self.table_dir(name) / "part-000-00000.parquet"
+        write_parquet(rows.cast(TABLES[name].schema), only)
+        for part in self.parts(name):
+            if part != only:
+                part.unlink()
+
+    def scan(self, name: str) -> pl.LazyFrame:
+        """The table, lazily; empty where it was never written. Raises TableError on a foreign schema."""
+        parts = self.parts(name)
+        if not parts:
+            empty: Any = pl.from_arrow(TABLES[name].schema.empty_table())
+            return pl.LazyFrame(empty)
+        check_schema(TABLES[name], parts[0])
+        return pl.scan_parquet(parts)
+
+    def read(self, name: str, columns: Iterable[str] | None = None) -> pl.DataFrame:
+        """The table in memory; `columns` picks some."""
+        frame = self.scan(name)
+        return (frame if columns is None else frame.select(list(columns))).collect()
+
+
+def check_schema(table: Table, part: Path) -> None:
+    """Raise TableError when a part lacks a column or holds it in another type."""
+    try:
+        found = pq.read_schema(part)
+    except (OSError, pa.ArrowException) as error:
+        raise TableError(
+            f"{part} cannot be read as Parquet ({error}). Table {table.name} is incomplete without it. "
+            "Restore the file from a backup, or delete it and rerun the step that makes the table."
+        ) from error
+    for field in table.schema:
+        if field.name not in found.names or found.field(field.name).type != field.type:
+            other = found.field(field.name).type if field.name in found.names else "nothing"
+            raise TableError(
+                f"{part} has {other} where table {table.name} needs column {field.name} of type {field.type}. "
+                "It was written by another version; delete the table's folder and rerun the step that makes it "
+                "(replies come back from the journal without a request)."
+            )
+
+
+def write_parquet(rows: pa.Table, path: Path) -> None:
+    """Write beside, sync, rename: the file is whole or not there. Raises TableError when the disk refuses."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        pq.write_table(rows, temporary, compression="zstd", compression_level=3, row_group_size=50_000)
+        publish_file(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise TableError(
+            f"Writing {path} failed: {error}. Nothing was lost: what was there before is untouched. "
+            "Free space or mend the disk, then rerun the same command."
+        ) from error
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a small text file by rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary.write_text(text, encoding="utf-8")
+    publish_file(temporary, path)
+
+
+def publish_file(temporary: Path, path: Path) -> None:
+    """Sync a finished file and rename it into place, durable across a power cut."""
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_tree(folder: Path) -> None:
+    """Delete a folder and what is in it."""
+    for child in folder.iterdir():
+        if child.is_dir() and not child.is_symlink():
+            remove_tree(child)
+        else:
+            child.unlink()
+    folder.rmdir()
+
+
+def columns_table(name: str, rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows of a table as Arrow, in its schema; raises TableError naming the row that does not fit."""
+    try:
+        return pa.Table.from_pylist(rows, schema=TABLES[name].schema)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise TableError(
+            f"Rows do not fit table {name}: {error}. This is a defect of tempered; please report it."
+        ) from error

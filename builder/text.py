@@ -1,0 +1,122 @@
+"""The texts of a reply: canonical text, released completion, sentences. Pure functions on strings and bytes."""
+
+import re
+from typing import Final
+
+THINK_OPEN: Final = "<think>"
+THINK_CLOSE: Final = "</think>"
+SEPARATOR: Final = "\n\n"
+
+
+def canonical_text(reasoning: str | None, answer: str | None) -> str:
+    """Reasoning, blank line, answer; what there is when one is missing. Tags and markers are no part of it."""
+    return SEPARATOR.join(part for part in (reasoning, answer) if part)
+
+
+def completion_text(reasoning: str | None, answer: str | None) -> str:
+    """What a release trains on: think block, blank line, answer; the answer alone where there is no reasoning."""
+    if not reasoning:
+        return answer or ""
+    return f"{THINK_OPEN}\n{reasoning}\n{THINK_CLOSE}\n\n{answer or ''}"
+
+
+def split_reasoning(content: str) -> tuple[str | None, str | None, str]:
+    """Reasoning, answer and reasoning format of a reply that carries its thinking inline.
+
+    Formats: `tags` (both tags), `prefilled` (the template opened the block: only a closing tag), `unclosed` (opened and
+    never closed: all of it is reasoning), `none`. Further tags inside either part stay: they are evidence for a rule.
+    """
+    head, opened, rest = content.partition(THINK_OPEN)
+    if opened and not head.strip():
+        inside, closed, after = rest.partition(THINK_CLOSE)
+        if closed:
+            return inside.strip() or None, after.strip() or None, "tags"
+        return inside.strip() or None, None, "unclosed"
+    before, closed, after = content.partition(THINK_CLOSE)
+    if closed:
+        return before.strip() or None, after.strip() or None, "prefilled"
+    return None, content.strip() or None, "none"
+
+
+# A sentence ends at a line break, or after . ! ? (with closing quotes or brackets) before white space, or after 。！？.
+_END: Final = re.compile(r"\n+|[.!?]+[\"'”’)\]]*(?=[ \t\r\f\v\u00a0\u3000])|[。！？]+[”’」』）]*")
+_ABBREVIATION: Final = re.compile(
+    r"(?:^|[\s(\[\"'“‘])(?:e\.g|i\.e|cf|vs|etc|approx|resp|al|Mr|Mrs|Ms|Dr|Prof|St|Fig|Eq|Eqs|Sec|Thm|Nos|Vol|pp|p)\.$"
+)
+_NUMBERING: Final = re.compile(r"(?:^|\n)[ \t]*\d{1,3}\.$")
+_FENCE: Final = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
+# Dollars as Pandoc reads them: no white space inside the signs, no digit after, so that prices are not formulas.
+_MATH: Final = re.compile(
+    r"\$\$.{1,4000}?\$\$|\$(?!\s)[^$\n]{1,1000}?(?<!\s)\$(?!\d)|\\\[.{1,4000}?\\\]|\\\(.{1,1000}?\\\)", re.DOTALL
+)
+
+
+def sentence_ends(text: str) -> list[int]:
+    """Character offsets where each sentence of `text` ends; ascending, the last is `len(text)`; empty for no text.
+
+    Sentences cover the text without gaps. Guards: decimals (no white space
+    follows), abbreviations, initials, list numbers, LaTeX spans, and code fences, where one line is one sentence.
+    Linear in the length of the text. The paper does not state its splitter (TR p.8); this one is ours.
+    """
+    if not text:
+        return []
+    quiet = _quiet_spans(text)
+    ends: list[int] = []
+    span = 0
+    for match in _END.finditer(text):
+        end = match.end()
+        is_line_break = text[match.start()] == "\n"
+        while span < len(quiet) and quiet[span][1] < end:
+            span += 1
+        inside = span < len(quiet) and quiet[span][0] < match.start() < quiet[span][1]
+        if inside and not (is_line_break and quiet[span][2]):
+            continue
+        if not is_line_break and match.group()[0] == "." and _is_abbreviation(text, match.start() + 1):
+            continue
+        _close(text, ends, end)
+    _close(text, ends, len(text))
+    return ends or [len(text)]
+
+
+def _close(text: str, ends: list[int], end: int) -> None:
+    """End a sentence at `end`; white space alone joins the sentence before it, or the first one when it leads."""
+    if text[ends[-1] if ends else 0 : end].strip():
+        ends.append(end)
+    elif ends:
+        ends[-1] = end
+
+
+def _is_abbreviation(text: str, dot_end: int) -> bool:
+    window = text[max(0, dot_end - 12) : dot_end]
+    return bool(_ABBREVIATION.search(window) or _NUMBERING.search(window))
+
+
+def _quiet_spans(text: str) -> list[tuple[int, int, bool]]:
+    """Spans without sentence ends, ascending, apart: LaTeX (False), fenced code (True: line breaks still end)."""
+    fences = [match.start() for match in _FENCE.finditer(text)]
+    spans: list[tuple[int, int, bool]] = []
+    for index in range(0, len(fences), 2):
+        closing = fences[index + 1] if index + 1 < len(fences) else len(text)
+        line_end = text.find("\n", closing)
+        spans.append((fences[index], len(text) if line_end < 0 else line_end + 1, True))
+    code = 0
+    math: list[tuple[int, int, bool]] = []
+    for match in _MATH.finditer(text):
+        while code < len(spans) and spans[code][1] <= match.start():
+            code += 1
+        if code < len(spans) and spans[code][0] < match.end():
+            continue
+        math.append((match.start(), match.end(), False))
+    return sorted(spans + math)
+
+
+def sentence_byte_ends(text: str) -> list[int]:
+    """`sentence_ends` as offsets in the UTF-8 text."""
+    ends = sentence_ends(text)
+    result: list[int] = []
+    start = offset = 0
+    for end in ends:
+        offset += len(text[start:end].encode())
+        result.append(offset)
+        start = end
+    return result
