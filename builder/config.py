@@ -1,7 +1,8 @@
-"""The recipe as typed sections. `builder.recipe` reads it from YAML; unknown keys are refused there with a suggestion."""
+"""The recipe as typed sections; unknown keys are refused. `builder.recipe` reads it from YAML."""
 
 import os
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -10,6 +11,7 @@ from builder.errors import UsageError
 from builder.identity import canonical_json, sha256_hex
 
 COMMIT = re.compile(r"^[0-9a-f]{40}$")
+_BY_DIVERGENCE = frozenset({"teacher_sentence_count", "teacher_share", "length_matched", "mean_delta"})
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]*$")
 
 
@@ -148,10 +150,9 @@ class Student(Section):
 
     model: str
     revision: str | None = None
-    backend: Literal["local", "endpoint"] = "local"
+    backend: Literal["local"] = "local"
     system_prompt: str | None = "You are a helpful assistant."
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    endpoints: list[Endpoint] = []
 
 
 class Selection(Section):
@@ -162,6 +163,11 @@ class Selection(Section):
     params: dict[str, float | int | str | bool] = {}
     selector: str = "teacher_sentence_count"
     keep: int = Field(default=1, ge=1)
+
+    @property
+    def needs_logprobs(self) -> bool:
+        """Whether the selection means nothing without teacher logprobs."""
+        return self.selector in _BY_DIVERGENCE or "score_missing" in self.rules
 
 
 class Stage(Section):
@@ -248,13 +254,22 @@ class Recipe(Section):
         return self.model_dump(mode="json")
 
     def decisive(self) -> dict[str, Any]:
-        """The resolved recipe less endpoints and concurrency: what can change a row."""
+        """The resolved recipe less endpoints, concurrency and folders: what can change a row."""
         resolved = self.resolved()
-        for section in ("teacher", "student"):
-            if resolved[section]:
-                resolved[section].pop("endpoints")
+        if resolved["teacher"]:
+            resolved["teacher"].pop("endpoints")
+        for source in resolved["prompts"]:
+            source["source"] = _unplaced(source["source"])
+        for section, name in (("teacher", "tokenizer"), ("student", "model")):
+            if resolved[section] and resolved[section][name]:
+                resolved[section][name] = _unplaced(resolved[section][name])
         return resolved
 
     def hash(self) -> str:
         """64 hex digits of `decisive()`."""
         return sha256_hex(canonical_json(self.decisive()))
+
+
+def _unplaced(name: str) -> str:
+    """The last part of a path on this machine; any other name as it is."""
+    return Path(name).name if Path(name).exists() else name

@@ -75,6 +75,10 @@ class Run:
         check_schema(TABLES[name], parts[0])
         return pl.scan_parquet(parts)
 
+    def ids(self, name: str, column: str = "response_id") -> set[str]:
+        """Distinct values of an id column."""
+        return set(self.scan(name).select(column).unique().collect()[column].to_list())
+
     def read(self, name: str, columns: Iterable[str] | None = None) -> pl.DataFrame:
         """The table in memory; `columns` picks some."""
         frame = self.scan(name)

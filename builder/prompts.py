@@ -1,0 +1,231 @@
+"""Sources → table `prompts`. Every source row becomes a prompt or stops the run; duplicates merge and are counted."""
+
+import gzip
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from builder.config import Gold, PromptSource, Recipe
+from builder.errors import SourceError
+from builder.identity import normalize_messages, prompt_id
+from builder.store import Run, columns_table
+
+_VERIFIERS = {
+    "number": "math",
+    "integer": "math",
+    "latex": "math",
+    "choice": "choice",
+    "exact_text": "exact",
+}
+_ROLES = ("system", "user", "assistant", "tool", "developer")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts of a recipe, in order of reading, and what merging them found."""
+
+    rows: list[dict[str, Any]]
+    source_rows: int
+    duplicates: int
+    gold_conflicts: int
+
+
+def load_prompts(recipe: Recipe, *, limit: int | None = None) -> Prompts:
+    """Read all sources. Raises SourceError naming source and row for anything that cannot become a prompt."""
+    if not recipe.prompts:
+        raise SourceError(f"Recipe {recipe.name!r} has no `prompts`; add at least one source with questions.")
+    merged: dict[str, dict[str, Any]] = {}
+    golds: dict[str, set[str]] = {}
+    total = 0
+    for source in recipe.prompts:
+        revision, rows = open_source(source)
+        count = 0
+        for number, row in enumerate(rows, start=1):
+            if limit is not None and len(merged) >= limit:
+                break
+            count += 1
+            _merge(merged, golds, _prompt(source, revision, number, row))
+        total += count
+        if count == 0 and (limit is None or len(merged) < limit):
+            raise SourceError(f"{source.source} holds no rows. Check the file, the config and the split.")
+        if source.rows is not None and limit is None and count != source.rows:
+            raise SourceError(
+                f"{source.source} has {count} rows, but the recipe declares {source.rows}. Costs were planned for the "
+                "declared number; correct `rows`, or the source."
+            )
+    conflicts = 0
+    for key, row in merged.items():
+        row["gold_conflicts"] = max(0, len(golds[key]) - 1)
+        if row["gold_conflicts"]:
+            row["gold"] = None
+            conflicts += 1
+    return Prompts(list(merged.values()), total, total - len(merged), conflicts)
+
+
+def write_prompts(run: Run, prompts: Prompts) -> None:
+    """Make them the table `prompts`; rows of prompts that replies exist for are never lost, they are in the journal."""
+    run.replace("prompts", columns_table("prompts", prompts.rows))
+
+
+def open_source(source: PromptSource) -> tuple[str, Iterable[dict[str, Any]]]:
+    """Revision (commit, or sha256 of the file) and rows of a source."""
+    if source.is_hub:
+        return _open_hub(source)
+    path = Path(source.source)
+    if not path.is_file():
+        raise SourceError(f"Prompt source {source.source} does not exist (looked in {Path.cwd()}).")
+    with path.open("rb") as file:
+        revision = hashlib.file_digest(file, "sha256").hexdigest()
+    return revision, _open_file(path)
+
+
+def _open_file(path: Path) -> Iterator[dict[str, Any]]:
+    name = path.name.removesuffix(".gz")
+    if name.endswith((".jsonl", ".ndjson")):
+        return _json_lines(path)
+    if name.endswith(".parquet"):
+        return _arrow_rows(path)
+    raise SourceError(f"{path} is no .jsonl, .jsonl.gz or .parquet file; convert it to one of these.")
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, start=1):  # bytes: lines end at \n only, never at U+2028
+                if not line.strip():
+                    continue
+                row = msgspec.json.decode(line)
+                if not isinstance(row, dict):
+                    raise SourceError(f"{path} line {number} is no JSON object but {type(row).__name__}.")
+                yield row
+    except (msgspec.DecodeError, OSError, EOFError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path} cannot be read as JSON lines: {error}.") from error
+
+
+def _arrow_rows(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=4096):
+            yield from batch.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"{path} cannot be read as Parquet: {error}.") from error
+
+
+def _open_hub(source: PromptSource) -> tuple[str, Iterable[dict[str, Any]]]:
+    """Rows of a Hub dataset at its pinned commit, read from the snapshot: never whatever version a cache holds."""
+    if source.revision is None:
+        raise SourceError(
+            f"{source.source} is not pinned. A branch can change between two runs; "
+            "set prompts.N.revision to the full commit id of the version you mean."
+        )
+    from datasets import load_dataset
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            source.source.removeprefix("hf://datasets/"), repo_type="dataset", revision=source.revision
+        )
+        rows = load_dataset(folder, source.config, split=source.split)
+    except Exception as error:  # the Hub client raises a dozen unrelated classes; the message names the cause
+        raise SourceError(
+            f"{source.source} at {source.revision[:12]} cannot be read: {type(error).__name__}: {error}. "
+            "Check the network, HF_TOKEN, the config and the split, or give a local file with prompts.N.source=FILE."
+        ) from error
+    return source.revision, rows
+
+
+def _prompt(source: PromptSource, revision: str, number: int, row: dict[str, Any]) -> dict[str, Any]:
+    """One source row as a row of `prompts`."""
+    where = f"{source.source} row {number}"
+    messages = normalize_messages(_messages(source, where, row))
+    if not messages[-1]["content"] or not any(message["role"] == "user" for message in messages):
+        raise SourceError(f"{where} has an empty question. Nothing can be asked; remove the row or fill it in.")
+    gold_type = _text(row, "gold_type") or source.gold_type
+    if source.gold_type is not None:
+        gold_type = source.gold_type
+    gold = _gold(source, where, row)
+    return {
+        "prompt_id": prompt_id(messages),
+        "messages": messages,
+        "domain": source.domain or _text(row, "domain"),
+        "gold": gold,
+        "gold_type": gold_type,
+        "verifier": source.verifier or _text(row, "verifier") or _VERIFIERS.get(gold_type or ""),
+        "language": source.language or _text(row, "language"),
+        "sources": [
+            {
+                "source": source.source if source.is_hub else Path(source.source).name,
+                "revision": revision,
+                "license": source.license or _text(row, "license") or _text(row, "licence"),
+            }
+        ],
+        "gold_conflicts": 0,
+    }
+
+
+def _messages(source: PromptSource, where: str, row: dict[str, Any]) -> list[dict[str, str]]:
+    column = source.messages or source.prompt or ("messages" if "prompt" not in row else "prompt")
+    if column not in row:
+        raise SourceError(
+            f"{where} has no column {column!r}; it has {', '.join(sorted(row)) or 'none'}. "
+            "Name the column of the question with prompts.N.prompt=COLUMN."
+        )
+    value = row[column]
+    if isinstance(value, str):
+        return [{"role": "user", "content": value}]
+    if not isinstance(value, list) or not value:
+        raise SourceError(f"{where}: column {column!r} holds {type(value).__name__}, neither text nor messages.")
+    for message in value:
+        if (
+            not isinstance(message, dict)
+            or message.get("role") not in _ROLES
+            or not isinstance(message.get("content"), str)
+        ):
+            raise SourceError(f"{where}: {message!r} is no message with a role of {', '.join(_ROLES)} and a text.")
+    return [{"role": message["role"], "content": message["content"]} for message in value]
+
+
+def _gold(source: PromptSource, where: str, row: dict[str, Any]) -> str | None:
+    spec = source.gold
+    if spec is None:
+        return _text(row, "gold")
+    column = spec.column if isinstance(spec, Gold) else spec
+    if column not in row:
+        raise SourceError(f"{where} has no column {column!r} for the gold; it has {', '.join(sorted(row))}.")
+    text = _text(row, column)
+    if text is None or isinstance(spec, str) or spec.pattern is None:
+        return text
+    found = re.search(spec.pattern, text, re.MULTILINE)
+    if found is None:
+        raise SourceError(
+            f"{where}: pattern {spec.pattern!r} is not in column {column!r} ({text[-60:]!r}), so it has no gold. "
+            "Correct the pattern, or leave `gold` out."
+        )
+    return str(found[1]).strip()
+
+
+def _text(row: dict[str, Any], column: str) -> str | None:
+    value = row.get(column)
+    return None if value is None or value == "" else str(value)
+
+
+def _merge(merged: dict[str, dict[str, Any]], golds: dict[str, set[str]], row: dict[str, Any]) -> None:
+    """Add a prompt; one that is there already gains the source, and a gold where it had none."""
+    key = row["prompt_id"]
+    known = merged.setdefault(key, row)
+    if row["gold"] is not None:
+        golds.setdefault(key, set()).add(row["gold"])
+    golds.setdefault(key, set())
+    if known is row:
+        return
+    if row["sources"][0] not in known["sources"]:
+        known["sources"].append(row["sources"][0])
+    for column in ("gold", "gold_type", "verifier", "domain", "language"):
+        known[column] = known[column] if known[column] is not None else row[column]

@@ -1,0 +1,171 @@
+"""Raw bodies of OpenAI-compatible endpoints, parsed into one form. Pure functions on bytes."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from builder.errors import EndpointError, FatalReply
+from builder.text import THINK_CLOSE, THINK_OPEN, split_reasoning
+
+MISSING_LOGPROB: Final = -9000.0
+"""vLLM writes −9999.0 where it has no logprob (spec DASD 2.7); anything at or below this is missing, not measured."""
+
+
+class _TokenLogprob(msgspec.Struct):
+    token: str = ""
+    logprob: float | None = None
+    bytes: list[int] | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_TokenLogprob] | None = None
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[Any] | None = None
+    refusal: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+    token_ids: list[int] | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Body(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One reply, whatever dialect it came in. Token lists are parallel; `pieces` holds each token's bytes."""
+
+    reasoning: str | None
+    answer: str | None
+    reasoning_format: str
+    finish_reason: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    tool_calls: int
+    replaced_characters: int
+    token_ids: list[int]
+    pieces: list[bytes]
+    logprobs: list[float | None]
+    nonfinite_count: int
+
+
+_decoder = msgspec.json.Decoder(_Body)
+
+
+def parse_reply(body: bytes) -> Reply:
+    """The reply in a body of status 200. Raises EndpointError (worth another try) or FatalReply (not worth one)."""
+    parsed = _decode(body)
+    if parsed.error is not None and not parsed.choices:
+        raise EndpointError(f"the endpoint answered 200 with an error inside: {_short(parsed.error)}")
+    if not parsed.choices:
+        raise EndpointError(f"the endpoint answered 200 without choices: {_short(body[:200].decode(errors='replace'))}")
+    if len(parsed.choices) > 1:
+        raise FatalReply(f"the endpoint gave {len(parsed.choices)} choices where one was asked (is `n` in extra_body?)")
+    choice = parsed.choices[0]
+    message = choice.message
+    content, replaced_content = _clean(message.content or message.refusal)
+    thinking, replaced_thinking = _clean(
+        message.reasoning if message.reasoning is not None else message.reasoning_content
+    )
+    if thinking and thinking.strip():
+        reasoning: str | None = _without_tags(thinking)
+        answer, form = (content or "").strip() or None, "field"
+    else:
+        reasoning, answer, form = split_reasoning(content or "")
+    calls = len(message.tool_calls or [])
+    if reasoning is None and answer is None and not calls and choice.finish_reason != "length":
+        raise EndpointError("the endpoint answered 200 with an empty reply")
+    pieces, logprobs, nonfinite = _tokens(choice.logprobs)
+    usage = parsed.usage or _Usage()
+    return Reply(
+        reasoning=reasoning,
+        answer=answer,
+        reasoning_format=form,
+        finish_reason=choice.finish_reason,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens if usage.completion_tokens is not None else (len(pieces) or None),
+        tool_calls=calls,
+        replaced_characters=replaced_content + replaced_thinking,
+        token_ids=choice.token_ids or _named_ids(choice.logprobs),
+        pieces=pieces,
+        logprobs=logprobs,
+        nonfinite_count=nonfinite,
+    )
+
+
+def _decode(body: bytes) -> _Body:
+    """Typed decode; bare NaN and Infinity, which some servers write, and lone surrogates need the slow reader."""
+    try:
+        return _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass
+    try:
+        return msgspec.convert(json.loads(body.decode("utf-8", errors="replace")), _Body, strict=False)
+    except (ValueError, msgspec.ValidationError, RecursionError) as error:
+        start = _short(body[:200].decode(errors="replace"))
+        raise EndpointError(f"the endpoint answered 200 with a body that is no reply ({error}): {start}") from None
+
+
+def _clean(text: str | None) -> tuple[str | None, int]:
+    """Text without lone surrogates, which Arrow and UTF-8 cannot hold, and how many were replaced by U+FFFD."""
+    if text is None or text.isascii():
+        return text, 0
+    count = sum(1 for character in text if "\ud800" <= character <= "\udfff")
+    return (text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), count) if count else (text, 0)
+
+
+def _without_tags(thinking: str) -> str | None:
+    """Reasoning from a field of its own, where some servers leave one outer tag on either side."""
+    inner = thinking.strip().removeprefix(THINK_OPEN).removesuffix(THINK_CLOSE).strip()
+    return inner or None
+
+
+def _tokens(logprobs: _Logprobs | None) -> tuple[list[bytes], list[float | None], int]:
+    """Bytes and logprobs of the tokens, and how many logprobs were not finite or the sentinel for missing."""
+    entries = (logprobs.content if logprobs else None) or []
+    pieces: list[bytes] = []
+    values: list[float | None] = []
+    nonfinite = 0
+    for entry in entries:
+        named = entry.token.startswith("token_id:")
+        if entry.bytes is not None and (entry.bytes or not entry.token):
+            pieces.append(bytes(byte & 0xFF for byte in entry.bytes))
+        else:
+            pieces.append(b"" if named else entry.token.encode("utf-8", "replace"))
+        value = entry.logprob
+        if value is not None and (not math.isfinite(value) or value <= MISSING_LOGPROB):
+            value = None
+            nonfinite += 1
+        values.append(value)
+    return pieces, values, nonfinite
+
+
+def _named_ids(logprobs: _Logprobs | None) -> list[int]:
+    """Ids from `token_id:N` names (vLLM's return_tokens_as_token_ids); empty unless every token has one."""
+    entries = (logprobs.content if logprobs else None) or []
+    names = [entry.token.removeprefix("token_id:") for entry in entries if entry.token.startswith("token_id:")]
+    return [int(name) for name in names] if len(names) == len(entries) else []
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,92 @@
+"""Which requests a recipe means: prompts × temperatures × samples, lazily, each with its identity."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from builder.config import Generation, Recipe
+from builder.identity import Message, request_key, request_seed
+from builder.prompts import Prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request of one choice. `key` is its identity; `messages` are what is sent."""
+
+    key: str
+    prompt_id: str
+    messages: list[dict[str, str]]
+    temperature: float
+    sample_index: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Need:
+    """How much of a recipe is paid for already."""
+
+    total: int
+    stored: int
+
+    @property
+    def missing(self) -> int:
+        return self.total - self.stored
+
+
+def sampling(generation: Generation, temperature: float) -> dict[str, Any]:
+    """Every sampling parameter of a request but seed and limit, as sent."""
+    body = dict(generation.extra_body)
+    if generation.reasoning_effort is not None:
+        body["reasoning_effort"] = generation.reasoning_effort
+    return {**body, "temperature": temperature, "top_p": generation.top_p}
+
+
+def messages_of(generation: Generation, messages: Iterable[Message]) -> list[dict[str, str]]:
+    """Messages as sent: the recipe's system prompt first, unless the prompt brings its own."""
+    own = [dict(message) for message in messages]
+    if generation.system_prompt is None or own[0]["role"] == "system":
+        return own
+    return [{"role": "system", "content": generation.system_prompt}, *own]
+
+
+def requests(recipe: Recipe, prompts: Prompts, *, shard: tuple[int, int] = (0, 1)) -> Iterator[Request]:
+    """All requests of a shard `(index, count)`, prompt after prompt. A shard holds whole prompts, by their hash."""
+    teacher = recipe.require_teacher()
+    generation = recipe.generation
+    index, count = shard
+    for row in prompts.rows:
+        prompt = row["prompt_id"]
+        if count > 1 and int(prompt[:8], 16) % count != index:
+            continue
+        messages = messages_of(generation, row["messages"])
+        for temperature in generation.temperatures:
+            parameters = sampling(generation, temperature)
+            for sample_index in range(generation.samples):
+                seed = request_seed(generation.seed, prompt, temperature, sample_index)
+                key = request_key(
+                    model=teacher.model,
+                    revision=teacher.revision,
+                    messages=messages,
+                    prefix=None,
+                    sampling=parameters,
+                    seed=seed,
+                    sample_index=sample_index,
+                )
+                yield Request(key, prompt, messages, temperature, sample_index, seed)
+
+
+def satisfied(stored: dict[bytes, int], key: str, max_tokens: int) -> bool:
+    """Whether a stored reply answers the request: it stopped by itself, or was cut at no smaller limit."""
+    cut = stored.get(bytes.fromhex(key))
+    return cut is not None and (cut == -1 or cut >= max_tokens)
+
+
+def need(recipe: Recipe, prompts: Prompts, stored: dict[bytes, int], *, shard: tuple[int, int] = (0, 1)) -> Need:
+    """Requests in all and those paid for. Without anything stored no key is computed: plans of millions stay quick."""
+    if not stored and shard == (0, 1):
+        return Need(len(prompts.rows) * len(recipe.generation.temperatures) * recipe.generation.samples, 0)
+    total = paid = 0
+    for request in requests(recipe, prompts, shard=shard):
+        total += 1
+        paid += satisfied(stored, request.key, recipe.generation.max_tokens)
+    return Need(total, paid)

@@ -1,0 +1,275 @@
+"""responses → scores: teacher logprobs from the reply, student logprobs from one pass, divergence by sentence."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import polars as pl
+
+from builder.config import Recipe, Teacher
+from builder.divergence import Divergence, divergence
+from builder.identity import Message
+from builder.models import student_id
+from builder.store import Run, columns_table
+from builder.student import CannotRender, LocalStudent, Rendered
+from builder.text import canonical_text, sentence_byte_ends
+from builder.tokens import AlignError, align, sentence_of_tokens, token_bytes
+
+_CHUNK: Final = 1024
+"""Replies scored between two parts: what a crash costs, in student passes."""
+
+
+_TokenBytes = Callable[[], dict[int, bytes] | None]
+"""The teacher's token bytes, read only when some reply needs them."""
+
+
+class StudentModel(Protocol):
+    """What scoring needs of a student."""
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens a row may have; None where the model names no limit."""
+
+    def render(self, messages: list[Message], reasoning: str | None, answer: str | None) -> Rendered:
+        """The reply in the student's tokens; raises CannotRender."""
+
+    def logprobs(self, rows: list[Rendered]) -> list[np.ndarray]:
+        """Logprobs of the completion tokens of each row, nats."""
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """Replies scored now, and the statuses of all replies of this student."""
+
+    student_id: str
+    scored: int
+    statuses: dict[str, int]
+
+
+@dataclass
+class _Candidate:
+    """A reply on its way: what is known before the student pass."""
+
+    response_id: str
+    text: str
+    byte_end: list[int]
+    status: str = "ok"
+    detail: str | None = None
+    teacher_logprobs: np.ndarray | None = None
+    teacher_end: np.ndarray | None = None
+    rendered: Rendered | None = None
+    student_end: np.ndarray | None = None
+
+    def fail(self, status: str, detail: str) -> None:
+        """Name the first thing that is wrong; later ones do not hide it."""
+        if self.status == "ok":
+            self.status, self.detail = status, detail
+
+
+def score(
+    run: Run,
+    recipe: Recipe,
+    *,
+    shard: int = 0,
+    student: StudentModel | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ScoreResult:
+    """Score every reply that this student has no score for; parts appear chunk by chunk, so a rerun goes on.
+
+    Raises ScoreError when the student cannot be loaded. What cannot be scored gets a named status, never a number.
+    """
+    identity = student_id(recipe.require_student())
+    missing = _missing(run, identity)
+    if len(missing):
+        student = student or LocalStudent(recipe.require_student())
+        pieces = cache(partial(_teacher_bytes, recipe.require_teacher()))
+        prompts = {row["prompt_id"]: row["messages"] for row in run.read("prompts").iter_rows(named=True)}
+        done = 0
+        for chunk in _chunks(run, missing):
+            candidates = [_candidate(row, pieces, student, prompts) for row in chunk.iter_rows(named=True)]
+            _write(run, identity, candidates, _diverge(student, candidates), shard)
+            done += len(candidates)
+            if progress:
+                progress(done, len(missing))
+    statuses = run.scan("scores").filter(pl.col("student_id") == identity).select("status").collect()["status"]
+    return ScoreResult(identity, len(missing), dict(sorted(Counter(statuses.to_list()).items())))
+
+
+def _missing(run: Run, identity: str) -> list[str]:
+    """Ids of replies without a score for this student, ascending, so that batches do not depend on parts."""
+    scored = run.scan("scores").filter(pl.col("student_id") == identity).select("response_id")
+    wanted = run.scan("responses").filter(pl.col("role").is_in(["teacher", "mixed", "rewrite"])).select("response_id")
+    return sorted(wanted.join(scored, on="response_id", how="anti").collect()["response_id"].to_list())
+
+
+def _chunks(run: Run, missing: list[str]) -> Iterator[pl.DataFrame]:
+    for start in range(0, len(missing), _CHUNK):
+        ids = pl.DataFrame({"response_id": missing[start : start + _CHUNK]}).lazy()
+        responses = run.scan("responses").select(
+            "response_id", "prompt_id", "reasoning", "answer", "logprobs_mode", "replaced_characters"
+        )
+        yield (
+            ids.join(responses, on="response_id", how="left")
+            .join(run.scan("logprobs"), on="response_id", how="left")
+            .sort("response_id")
+            .collect()
+        )
+
+
+def _candidate(
+    row: dict[str, Any],
+    pieces: _TokenBytes,
+    student: StudentModel,
+    prompts: dict[str, list[Message]],
+) -> _Candidate:
+    """Everything about one reply that needs no forward pass."""
+    text = canonical_text(row["reasoning"], row["answer"])
+    candidate = _Candidate(row["response_id"], text, sentence_byte_ends(text))
+    try:
+        candidate.rendered = student.render(prompts[row["prompt_id"]], row["reasoning"], row["answer"])
+    except CannotRender as error:
+        candidate.fail("student_cannot_render", str(error))
+    if candidate.rendered and student.context and candidate.rendered.training_tokens > student.context:
+        tokens = candidate.rendered.training_tokens
+        candidate.fail("student_cannot_render", f"{tokens} tokens exceed the student's context of {student.context}")
+    _teacher_side(candidate, row, pieces)
+    if candidate.status == "ok" and candidate.rendered is not None:
+        try:
+            candidate.student_end = align(candidate.rendered.pieces, row["reasoning"], row["answer"])
+        except AlignError as error:
+            candidate.fail("align_error", f"student: {error}")
+    if not text:
+        candidate.fail("too_few_tokens", "the reply holds no text")
+    return candidate
+
+
+def _teacher_side(candidate: _Candidate, row: dict[str, Any], pieces: _TokenBytes) -> None:
+    values = row["logprob"]
+    if not values:
+        candidate.fail("no_teacher_logprobs", "the endpoint gave no logprobs for this reply")
+        return
+    if row["logprobs_mode"] != "raw":
+        candidate.fail(
+            "processed_logprobs", f"logprobs are declared {row['logprobs_mode']}: not comparable to the student's"
+        )
+        return
+    ends = row["token_end"]
+    if ends is None:
+        ends = _align_by_ids(candidate, row, pieces)
+    if ends is None:
+        return
+    offsets = np.asarray(ends, dtype=np.int32)
+    logprobs = np.asarray([np.nan if value is None else value for value in values], dtype=np.float32)
+    if len(offsets) != len(logprobs):
+        candidate.fail("align_error", f"teacher: {len(logprobs)} logprobs but {len(offsets)} token ends")
+        return
+    content = np.diff(offsets, prepend=0) > 0
+    absent = int(np.isnan(logprobs[content]).sum())
+    if absent:
+        candidate.fail("no_teacher_logprobs", f"{absent} of {int(content.sum())} tokens have no finite logprob")
+        return
+    candidate.teacher_logprobs, candidate.teacher_end = logprobs, offsets
+
+
+def _align_by_ids(candidate: _Candidate, row: dict[str, Any], pieces: _TokenBytes) -> list[int] | None:
+    """Token ends from token ids, for endpoints whose token texts lose bytes; names the reason where that fails too."""
+    ids = row["token_ids"]
+    table = pieces() if ids else None
+    if not ids or table is None or len(ids) != len(row["logprob"]):
+        reason = "and there are no token ids" if not ids else "and the teacher's tokenizer cannot be read"
+        candidate.fail("align_error", f"teacher: {row['align_detail']}, {reason}")
+        return None
+    unknown = [index for index in ids if index not in table]
+    if unknown:
+        candidate.fail("align_error", f"teacher: token id {unknown[0]} is not in the tokenizer; is it this model's?")
+        return None
+    try:
+        ends: list[int] = align([table[index] for index in ids], row["reasoning"], row["answer"]).tolist()
+    except AlignError as error:
+        candidate.fail("align_error", f"teacher: {error}")
+        return None
+    return ends
+
+
+def _diverge(student: StudentModel, candidates: list[_Candidate]) -> dict[str, Divergence]:
+    """One student pass over what can be scored; divergences by response id."""
+    ready = [candidate for candidate in candidates if candidate.status == "ok"]
+    logprobs = student.logprobs([candidate.rendered for candidate in ready if candidate.rendered is not None])
+    result = {}
+    for candidate, values in zip(ready, logprobs, strict=True):
+        if candidate.teacher_end is None or candidate.student_end is None or candidate.teacher_logprobs is None:
+            continue
+        text = candidate.text.encode()
+        if not np.isfinite(values).all():
+            candidate.fail("student_cannot_render", "the student's logprobs are not finite")
+            continue
+        found = divergence(
+            candidate.teacher_logprobs,
+            sentence_of_tokens(candidate.teacher_end, text, candidate.byte_end),
+            values,
+            sentence_of_tokens(candidate.student_end, text, candidate.byte_end),
+            len(candidate.byte_end),
+        )
+        result[candidate.response_id] = found
+        if found.mean_delta is None:
+            candidate.fail("too_few_tokens", f"all {found.short_sentences} sentences are shorter than 3 tokens")
+    return result
+
+
+def _write(run: Run, identity: str, candidates: list[_Candidate], found: dict[str, Divergence], shard: int) -> None:
+    """Sentences first: a reply counts as scored once it is in `scores`."""
+    known = run.scan("sentences").filter(pl.col("student_id") == identity).select("response_id").collect()
+    written = set(known["response_id"].to_list())
+    sentences, scores = [], []
+    for candidate in candidates:
+        result = found.get(candidate.response_id)
+        if result is not None and candidate.response_id not in written:
+            sentences.append(
+                {
+                    "response_id": candidate.response_id,
+                    "student_id": identity,
+                    "byte_end": candidate.byte_end,
+                    "teacher_tokens": result.teacher_tokens.tolist(),
+                    "student_tokens": result.student_tokens.tolist(),
+                    "p_teacher": [None if np.isnan(value) else value for value in result.p_teacher.tolist()],
+                    "p_student": [None if np.isnan(value) else value for value in result.p_student.tolist()],
+                }
+            )
+        counted = result if candidate.status == "ok" else None
+        scores.append(
+            {
+                "response_id": candidate.response_id,
+                "student_id": identity,
+                "status": candidate.status,
+                "status_detail": candidate.detail,
+                "sentence_count": len(candidate.byte_end),
+                "short_sentences": result.short_sentences if result else None,
+                "teacher_counts": counted.teacher_counts if counted else None,
+                "student_counts": counted.student_counts if counted else None,
+                "mean_delta": counted.mean_delta if counted else None,
+                "log_ratio_nats": counted.log_ratio_nats if counted else None,
+                "student_tokens": candidate.rendered.training_tokens if candidate.rendered else None,
+            }
+        )
+    run.append("sentences", columns_table("sentences", sentences), shard=shard)
+    run.append("scores", columns_table("scores", scores), shard=shard)
+
+
+def _teacher_bytes(teacher: Teacher) -> dict[int, bytes] | None:
+    """Bytes of the teacher's tokens; None where its tokenizer is not to be had (token texts may do without)."""
+    name = teacher.tokenizer or teacher.model
+    path = Path(name) / "tokenizer.json"
+    if not path.is_file():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            revision = teacher.revision if teacher.tokenizer in (None, teacher.model) else None
+            path = Path(hf_hub_download(name, "tokenizer.json", revision=revision))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+            return None
+    return token_bytes(path.read_text(encoding="utf-8"))

@@ -1,0 +1,180 @@
+"""The student before training: renders a reply as training will, and gives the logprob of every token of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from builder.config import Student
+from builder.errors import ScoreError
+from builder.identity import Message
+from builder.text import THINK_OPEN, completion_text
+from builder.tokens import token_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+_BATCH_TOKENS: Final = 16_384
+_BATCH_ROWS: Final = 64
+_HEAD_POSITIONS: Final = 1_024
+"""Positions whose logits exist at once: 1,024 × 152k float32 is 0.6 GB; a whole 64k reply would be 40 GB."""
+
+
+class CannotRender(Exception):
+    """The student's template or context cannot hold this reply; the message says why."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One reply in the student's tokens. `pieces` are the bytes of the completion tokens."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    pieces: list[bytes]
+
+    @property
+    def training_tokens(self) -> int:
+        """Tokens of prompt, completion and end of turn."""
+        return len(self.prompt_ids) + len(self.completion_ids) + 1
+
+
+def student_messages(student: Student | None, messages: Sequence[Message]) -> list[dict[str, str]]:
+    """The prompt as the student sees it in training and inference: its system prompt first, unless it has its own."""
+    own = [dict(message) for message in messages]
+    if student is None or not student.system_prompt or own[0]["role"] == "system":
+        return own
+    return [{"role": "system", "content": student.system_prompt}, *own]
+
+
+class LocalStudent:
+    """A causal language model on this machine, through transformers. Raises ScoreError when it cannot be loaded."""
+
+    def __init__(self, student: Student) -> None:
+        try:
+            import torch
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+        except ImportError as error:
+            raise ScoreError(
+                f"Scoring with a local student needs torch and transformers ({error}). "
+                "Install them with: pip install 'tempered[local]'."
+            ) from error
+        if not Path(student.model).is_dir() and student.revision is None:
+            raise ScoreError(
+                f"Student {student.model!r} is not pinned. Scores of an unknown version cannot be compared or rebuilt; "
+                "set student.revision to the full commit id."
+            )
+        self.student = student
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        revision = None if Path(student.model).is_dir() else student.revision
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(student.model, revision=revision)
+            model: Any = AutoModelForCausalLM.from_pretrained(student.model, revision=revision, dtype=self._dtype())
+        except (OSError, ValueError) as error:
+            raise ScoreError(
+                f"Student {student.model!r} cannot be loaded: {error}. Check student.model and student.revision."
+            ) from error
+        if not self.tokenizer.is_fast:
+            raise ScoreError(
+                f"Student {student.model!r} has no fast tokenizer. Sentences are found by the bytes of its tokens, "
+                "which only fast tokenizers give; convert it with AutoTokenizer(..., use_fast=True)."
+            )
+        self.model = model.to(self.device).eval()
+        self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._bytes = token_bytes(self.tokenizer.backend_tokenizer.to_str())
+        self._chunked = self._head_is_linear()
+
+    def render(self, messages: Sequence[Message], reasoning: str | None, answer: str | None) -> Rendered:
+        """Prompt by the chat template, completion as text behind it, as the trainer does. Raises CannotRender."""
+        try:
+            prompt: str = self.tokenizer.apply_chat_template(
+                student_messages(self.student, messages), tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # templates are programs of strangers and raise what they like
+            raise CannotRender(f"the chat template fails: {type(error).__name__}: {error}") from error
+        completion = completion_text(reasoning, answer)
+        if prompt.rstrip().endswith(THINK_OPEN):
+            if not completion.startswith(THINK_OPEN):
+                raise CannotRender("the chat template opens a think block, but the reply has no reasoning")
+            completion = (
+                completion.removeprefix(THINK_OPEN).lstrip("\n")
+                if prompt.endswith("\n")
+                else (completion.removeprefix(THINK_OPEN))
+            )
+        prompt_ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        completion_ids = self.tokenizer(completion, add_special_tokens=False)["input_ids"]
+        if self._bytes is None:
+            raise CannotRender("the bytes of its tokens are not known for this kind of tokenizer")
+        pieces = [self._bytes.get(index, b"") for index in completion_ids]
+        return Rendered(prompt_ids, completion_ids, pieces)
+
+    def logprobs(self, rows: Sequence[Rendered]) -> list[np.ndarray]:
+        """Logprob of each completion token, nats, float32, one array a row; batched by length."""
+        order = sorted(range(len(rows)), key=lambda index: rows[index].training_tokens)
+        result: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
+        batch: list[int] = []
+        for index in order:
+            widest = rows[index].training_tokens
+            if batch and (len(batch) >= _BATCH_ROWS or widest * (len(batch) + 1) > _BATCH_TOKENS):
+                self._forward(rows, batch, result)
+                batch = []
+            batch.append(index)
+        if batch:
+            self._forward(rows, batch, result)
+        return result
+
+    def _forward(self, rows: Sequence[Rendered], batch: list[int], result: list[np.ndarray]) -> None:
+        import torch
+
+        ids = [rows[index].prompt_ids + rows[index].completion_ids for index in batch]
+        width = max(len(row) for row in ids)
+        tokens = torch.zeros((len(ids), width), dtype=torch.long)
+        mask = torch.zeros((len(ids), width), dtype=torch.long)
+        for place, row in enumerate(ids):
+            tokens[place, : len(row)] = torch.tensor(row)
+            mask[place, : len(row)] = 1
+        tokens, mask = tokens.to(self.device), mask.to(self.device)
+        with torch.inference_mode():
+            if self._chunked:
+                hidden = self.model.get_decoder()(input_ids=tokens, attention_mask=mask, use_cache=False)[0]
+                head = self.model.get_output_embeddings()
+            else:
+                hidden = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+                head = None
+            for place, index in enumerate(batch):
+                start, stop = len(rows[index].prompt_ids), len(ids[place])
+                result[index] = self._gather(hidden[place, start - 1 : stop - 1], tokens[place, start:stop], head)
+
+    def _gather(self, hidden: "torch.Tensor", targets: "torch.Tensor", head: Any) -> np.ndarray:
+        """Logprobs of `targets`, log-softmax in float32 over a bounded number of positions at a time."""
+        import torch
+
+        found = []
+        for start in range(0, len(targets), _HEAD_POSITIONS):
+            chunk = hidden[start : start + _HEAD_POSITIONS]
+            logits = (head(chunk) if head is not None else chunk).float()
+            wanted = targets[start : start + _HEAD_POSITIONS]
+            chosen = logits.gather(-1, wanted[:, None])[:, 0]
+            found.append(chosen - torch.logsumexp(logits, dim=-1))
+        array: np.ndarray = torch.cat(found).cpu().numpy() if found else np.zeros(0, np.float32)
+        return array.astype(np.float32)
+
+    def _head_is_linear(self) -> bool:
+        """Whether logits are the output embedding of the last hidden state; some models cap or scale them."""
+        import torch
+
+        probe = torch.arange(8, device=self.device)[None, :] % int(self.model.config.get_text_config().vocab_size)
+        with torch.inference_mode():
+            whole = self.model(input_ids=probe, use_cache=False).logits
+            hidden = self.model.get_decoder()(input_ids=probe, use_cache=False)[0]
+            apart = self.model.get_output_embeddings()(hidden)
+        return bool(torch.allclose(whole, apart, rtol=1e-3, atol=1e-3))
+
+    def _dtype(self) -> "torch.dtype":
+        import torch
+
+        if self.student.dtype == "auto":
+            return torch.bfloat16 if self.device == "cuda" else torch.float32
+        dtype: torch.dtype = getattr(torch, self.student.dtype)
+        return dtype

@@ -1,0 +1,187 @@
+r"""Is an answer right? Strings in, a verdict out. `builder.verify` applies this to a run, with deadlines.
+
+Verdicts: `correct`; `wrong`; `unscorable` (nobody can tell: never counted as wrong); `timeout` and `error` (a check did
+not come to an end). A question without a gold, or with a gold that no verifier here reads, gets no verdict at all.
+
+**math** (gold types `number`, `integer`, `latex`) asks two independent checks: `typed` (`builder.quantity`, ours: exact
+fractions, else values at fixed points) and `math-verify` (sympy). Where `typed` has a proof, exact equality or exact
+inequality of rational numbers or one and the same spelling, math-verify is not asked: it could only be wrong about it,
+and it is slow. Else the checks that have an opinion decide if they agree; where they contradict each other the verdict
+is `unscorable`; where neither has one it is `timeout`, `error` or `unscorable`, in this order. `votes` holds each check.
+
+So math-verify's known false positives 1 − 1/e = 1 + 1/e, 4 = 4√2, 1/2⁹⁹ = 1/2⁹⁸ and 3x − y + 13 = 0 = 3x + 4y + 14
+are not `correct`, and its false negative √(1/n) against 1/√n is `unscorable`, not `wrong`. Not caught: a false positive
+on what `typed` does not read (inequalities, quantifiers, text: `f(x)=0` = `\forall x>0, f(x)=0`); forms of equal value
+where the question asked for a form (factored, lowest terms); `50%` for gold 50 and for gold 0.5; identities that hold
+for positive variables only, where math-verify errs the same way; answers spread over several boxes (the last counts);
+decimal commas; numbers in words. A unit that only one side writes is ignored.
+
+**choice** compares option letters, **exact** the text (white space collapsed, quotes and final dot dropped).
+
+An empty answer is `wrong` wherever the gold can be read, also where the reply was cut before it answered. A cut reply
+with text is judged by a complete `\boxed{}` only. A gold that does not parse is `unscorable`. A math answer without any
+number, formula or box is `wrong`; a choice answer that names no letter is `unscorable`: it may name the option's text.
+"""
+
+import logging
+import re
+import unicodedata
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Final, Literal
+
+from builder.answers import LONGEST_ANSWER, extract_choice, extract_math, extract_words, final_part, last_boxed
+from builder.quantity import Comparison, compare, is_text, read_literal
+
+Verdict = Literal["correct", "wrong", "unscorable", "timeout", "error"]
+
+VERIFIERS: Final = ("math", "choice", "exact")
+_BY_GOLD_TYPE: Final = {
+    "number": "math",
+    "integer": "math",
+    "latex": "math",
+    "choice": "choice",
+    "exact_text": "exact",
+}
+_RULES: Final = "1"
+"""Version of the rules in this module, `answers`, `quantity` and `formula`: a new number recomputes stored verdicts."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Verdict, the answer that was compared (None where none was found), and one `check:verdict` for each check."""
+
+    verdict: Verdict
+    extracted: str | None
+    votes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Open:
+    """A comparison that needs math-verify: to be run by `math_verify_vote(gold, extracted)`, then `settle`d."""
+
+    gold: str
+    extracted: str
+    typed: Verdict
+
+
+def default_verifier(gold_type: str | None) -> str | None:
+    """The verifier for a gold type; None where this version has none (`python_tests`, `ifeval`, `reference_text`)."""
+    return _BY_GOLD_TYPE.get(gold_type or "")
+
+
+def verifier_version(verifier: str) -> str:
+    """Version of rules and library, such as `1 math-verify 0.9.0`."""
+    return f"{_RULES} math-verify {version('math-verify')}" if verifier == "math" else _RULES
+
+
+def verify_answer(
+    gold: str, gold_type: str | None, answer: str | None, *, verifier: str | None = None, cut: bool = False
+) -> Outcome:
+    """Verdict on the final part of one reply, in this process and without a deadline.
+
+    For answers of unknown origin use `builder.verify.verify_answers`: sympy can run for ever. `verifier` overrides the
+    one of the gold type; `cut` says that the reply ended at its token limit. Raises KeyError for an unknown verifier.
+    """
+    outcome = first_checks(gold, verifier or _BY_GOLD_TYPE[gold_type or ""], answer, gold_type=gold_type, cut=cut)
+    if isinstance(outcome, Open):
+        return settle(outcome, math_verify_vote(outcome.gold, outcome.extracted))
+    return outcome
+
+
+def first_checks(
+    gold: str, verifier: str, answer: str | None, *, gold_type: str | None = None, cut: bool = False
+) -> Outcome | Open:
+    """Everything but math-verify: bounded in time and memory for any text. Raises KeyError for an unknown verifier."""
+    check = {"math": _math, "choice": _choice, "exact": _exact}[verifier]
+    return check(unicodedata.normalize("NFC", gold).strip(), gold_type, final_part(answer or ""), cut)
+
+
+def settle(pending: Open, vote: Verdict) -> Outcome:
+    """The verdict, from the vote of `typed` and the vote of math-verify."""
+    votes = (f"typed:{pending.typed}", f"math-verify:{vote}")
+    opinions = {opinion for opinion in (pending.typed, vote) if opinion in ("correct", "wrong")}
+    verdict: Verdict = vote
+    if len(opinions) == 1:
+        verdict = opinions.pop()
+    elif opinions:
+        verdict = "unscorable"
+    return Outcome(verdict, pending.extracted, votes)
+
+
+def math_verify_vote(gold: str, answer: str) -> Verdict:
+    """math-verify's opinion on two expressions, gold first: `unscorable` where it cannot read one of them.
+
+    Its own timeouts are off, since they report a timeout as "not equal" and need SIGALRM: the caller has the deadline.
+    """
+    from math_verify import parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # warns that timeouts are off: they are ours
+    parsed = []
+    for text in (gold, answer):
+        # A box inside formula signs is what its grammar reads best; a bare letter or word reads as no number.
+        expressions = parse(f"$\\boxed{{{text}}}$", parsing_timeout=None, raise_on_error=True)
+        if not any(not isinstance(expression, str) for expression in expressions):
+            return "unscorable"
+        parsed.append(expressions)
+    equal = verify(parsed[0], parsed[1], timeout_seconds=None, raise_on_error=True)
+    return "correct" if equal else "wrong"
+
+
+def _math(gold: str, gold_type: str | None, text: str, cut: bool) -> Outcome | Open:
+    numeric = gold_type in ("number", "integer")
+    value = read_literal(gold)
+    if not gold or len(gold) > LONGEST_ANSWER or (numeric and value is None):
+        return Outcome("unscorable", None, ("typed:unscorable",))
+    if gold_type == "integer" and value is not None and value.value.denominator != 1:
+        return Outcome("unscorable", None, ("typed:unscorable",))
+    extracted = extract_math(text, closed_only=cut)
+    if is_text(gold) and not cut:
+        extracted = extract_words(text) or extracted
+    if extracted is None or not extracted.strip():
+        return Outcome("wrong", None, ("typed:wrong",))
+    if len(extracted) > LONGEST_ANSWER:
+        return Outcome("unscorable", None, ("typed:unscorable",))
+    found = compare(gold, extracted)
+    if found is not None and found.exact:
+        verdict = _opinion(found)
+        return Outcome(verdict, extracted, (f"typed:{verdict}",))
+    return Open(gold, extracted, _opinion(found))
+
+
+def _opinion(found: Comparison | None) -> Verdict:
+    if found is None:
+        return "unscorable"
+    return "correct" if found.equal else "wrong"
+
+
+def _choice(gold: str, _gold_type: str | None, text: str, cut: bool) -> Outcome:
+    wanted = extract_choice(gold.upper() if len(gold) == 1 else gold)
+    if wanted is None:
+        return Outcome("unscorable", None, ("choice:unscorable",))
+    if not text:
+        return Outcome("wrong", None, ("choice:wrong",))
+    named = extract_choice(last_boxed(text) or "" if cut else text)
+    if named is None:
+        verdict: Verdict = "wrong" if cut else "unscorable"
+    else:
+        verdict = "correct" if named == wanted else "wrong"
+    return Outcome(verdict, named, (f"choice:{verdict}",))
+
+
+def _exact(gold: str, _gold_type: str | None, text: str, cut: bool) -> Outcome:
+    if not gold:
+        return Outcome("unscorable", None, ("exact:unscorable",))
+    candidates = [last_boxed(text)] if cut else [text, last_boxed(text), extract_words(text)]
+    wanted = _plain(gold)
+    matching = next((item for item in candidates if item and _plain(item) == wanted), None)
+    verdict: Verdict = "wrong" if matching is None else "correct"
+    extracted = matching or next((item for item in reversed(candidates) if item), None)
+    return Outcome(verdict, extracted[:LONGEST_ANSWER] if extracted else None, (f"exact:{verdict}",))
+
+
+def _plain(text: str) -> str:
+    """White space collapsed; enclosing quotes, code marks and bold, and one final dot, dropped."""
+    text = " ".join(unicodedata.normalize("NFC", text).split())
+    text = re.sub(r"^[\"'`*“”‘’]+|[\"'`*“”‘’]+$", "", text)
+    return text.removesuffix(".").strip()
