@@ -16,7 +16,8 @@ FORMULA_TAIL: Final = 20_000
 LONGEST_ANSWER: Final = 2_000
 """Characters; what is longer than this is no final answer, and no parser is asked about it."""
 
-_WIDE: Final = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x2212: "-", 0x2013: "-", 0x3000: " "}
+ASCII_FORMS: Final = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x2212: "-", 0x2013: "-", 0x3000: " "}
+"""Full-width letters, digits and signs, and typographic minus signs, as the ASCII they stand for."""
 _BRACE: Final = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _ANCHOR: Final = re.compile(
     r"(?:\b(?:answer|result)\b[^\n.:=]{0,60}?(?:\bis\b|\bare\b|[:=])|答案\s*[是为為:])[\s:*_]*", re.IGNORECASE
@@ -37,6 +38,8 @@ NUMBER: Final = re.compile(
     rf"(?:\d+\s+\d+/\d+|{_DECIMAL}/\d+(?:\.\d+)?|{_DECIMAL}(?:[eE][+-]?\d{{1,3}}(?!\w))?)"
     r"(?:\s?\\?%|\s(?:percent|thousand|million|billion|trillion)\b)?"
 )
+_COMMAND: Final = re.compile(r"\\(?:text|mathrm|operatorname)\s*\{[^{}]*\}|\\[a-zA-Z]+")
+_WORDS: Final = re.compile(r"[^\W\d_]{2,}|\$[^$]*\$|\\[(\[]")
 _LETTER: Final = r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{\s*)?[*_]{0,2}\(?([A-J])\)?[*_]{0,2}\}?"
 _LETTER_ONLY: Final = re.compile(rf"\s*(?:option|choice|answer)?\s*{_LETTER}\s*(?:[.:,)](?:\s.*)?|\s*-.*)?", re.DOTALL)
 _LETTER_ANCHORED: Final = re.compile(
@@ -48,7 +51,7 @@ _LETTER_MARKED: Final = re.compile(r"\(([A-J])\)|\*\*\(?([A-J])\)?[.:]?\*\*")
 
 def final_part(answer: str) -> str:
     """The end of a reply that may hold its answer: after a last close-think tag, inside a last `<answer>` tag."""
-    text = answer[-BOX_TAIL:].translate(_WIDE)
+    text = answer[-BOX_TAIL:].translate(ASCII_FORMS)
     text = text.rpartition("</think>")[2]
     before, opened, inside = text.rpartition("<answer>")
     if opened:
@@ -58,7 +61,7 @@ def final_part(answer: str) -> str:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Content of the last balanced `\boxed{}` or `\fbox{}`, the outer one of nested boxes; None without one. Linear."""
+    r"""Content of the last balanced `\boxed{}` or `\fbox{}`, the outer of nested boxes; None without one. Linear."""
     found: str | None = None
     open_boxes: list[int | None] = []
     for match in _BRACE.finditer(text):
@@ -130,12 +133,14 @@ def _anchored(text: str) -> str | None:
 
 
 def _last_expression(text: str) -> str | None:
-    """The formula or number that ends last; of a chain of equations, all of it."""
-    formulas = list(_FORMULA.finditer(text))
+    """The text itself where it is one bare formula, else the formula or number that ends last."""
+    bare = text.strip(" *.\n")
+    if re.search(r"\w", bare) and "\n" not in bare and len(bare) <= 300 and not _WORDS.search(_COMMAND.sub(" ", bare)):
+        return bare
+    formulas = [match for match in _FORMULA.finditer(text) if re.search(r"\w", match.group())]
     number = None
     for match in NUMBER.finditer(text):
-        if not any(span.start() <= match.start() < span.end() for span in formulas[-1:]):
-            number = match
-    if formulas and (number is None or formulas[-1].end() > number.end()):
+        number = match
+    if formulas and (number is None or formulas[-1].end() >= number.end()):
         return next(group for group in formulas[-1].groups() if group is not None).strip()
     return number.group().strip() if number else None

@@ -249,6 +249,14 @@ class Recipe(Section):
             )
         return self.student
 
+    def public_student(self) -> str | None:
+        """The student's name without folders of this machine."""
+        return _unplaced(self.student.model) if self.student else None
+
+    def public_tokenizer(self) -> str | None:
+        """The teacher tokenizer's name without folders of this machine."""
+        return _unplaced(self.teacher.tokenizer or self.teacher.model) if self.teacher else None
+
     def resolved(self) -> dict[str, Any]:
         """The recipe with all defaults, as plain values."""
         return self.model_dump(mode="json")

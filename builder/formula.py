@@ -1,7 +1,7 @@
 r"""A small reader of LaTeX arithmetic: text → tree → value. Bounded: length, depth, size of numbers.
 
-Read: + − * / ^, \frac, \sqrt, \binom, |x|, n!, brackets, implied multiplication, \pi, e, i, one-letter variables, Greek
-letters, elementary functions. Everything else raises Unreadable, so that a caller has no opinion rather than a wrong one.
+Read: + − * / ^, \frac, \sqrt, \binom, |x|, n!, brackets, implied multiplication, \pi, e, i, one-letter variables,
+Greek letters, elementary functions. Everything else raises Unreadable: better no opinion than a wrong one.
 """
 
 import cmath
@@ -39,9 +39,7 @@ _FUNCTIONS: Final[dict[str, Callable[[complex], complex]]] = {
     "exp": cmath.exp,
 }
 _INVERSE: Final = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
-_GREEK: Final = frozenset(
-    "alpha beta gamma delta epsilon theta lambda mu nu xi rho sigma tau phi varphi psi omega".split()
-)
+_GREEK: Final = re.compile(r"alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|xi|rho|sigma|tau|(?:var)?phi|psi|omega")
 
 
 class Unreadable(ValueError):
@@ -214,7 +212,7 @@ class _Reader:
     def _command(self, name: str, depth: int) -> Tree:
         if name == "pi":
             return ("constant", "pi")
-        if name in _GREEK:
+        if _GREEK.fullmatch(name):
             return ("variable", "\\" + name + self._subscript())
         if name in ("frac", "binom"):
             above = self.argument(depth)

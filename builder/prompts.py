@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import polars as pl
 import pyarrow as pa
 
 from builder.config import Gold, PromptSource, Recipe
@@ -68,9 +69,16 @@ def load_prompts(recipe: Recipe, *, limit: int | None = None) -> Prompts:
     return Prompts(list(merged.values()), total, total - len(merged), conflicts)
 
 
-def write_prompts(run: Run, prompts: Prompts) -> None:
-    """Make them the table `prompts`; rows of prompts that replies exist for are never lost, they are in the journal."""
-    run.replace("prompts", columns_table("prompts", prompts.rows))
+def write_prompts(run: Run, prompts: Prompts, *, limited: bool = False) -> None:
+    """Make them the table `prompts`. A run over the first few prompts (`limited`) keeps the others that are there.
+
+    Replies to prompts that left the recipe stay in `responses`; they are candidates again when the prompt returns.
+    """
+    rows = columns_table("prompts", prompts.rows)
+    if limited:
+        others = run.scan("prompts").filter(~pl.col("prompt_id").is_in([row["prompt_id"] for row in prompts.rows]))
+        rows = pa.concat_tables([rows, others.collect().to_arrow().cast(rows.schema)])
+    run.replace("prompts", rows)
 
 
 def open_source(source: PromptSource) -> tuple[str, Iterable[dict[str, Any]]]:

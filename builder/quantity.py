@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
-from builder.answers import LONGEST_ANSWER
+from builder.answers import ASCII_FORMS, LONGEST_ANSWER
 from builder.formula import Unreadable, Value, evaluate, parse_formula, variables
 
 _REMOVED: Final = re.compile(
@@ -83,13 +83,14 @@ class Literal:
 
 def normalize(text: str) -> str:
     """LaTeX with one spelling for what means the same: fractions, signs, spaces, fonts of single letters."""
+    text = text.translate(ASCII_FORMS)
     for old, new in _REPLACED:
         text = text.replace(old, new)
     text = _DEGREES.sub("", _REMOVED.sub("", text))
     text = _LETTER_FONT.sub(r" \1 ", text).strip()
     while (inner := _unwrapped(text)) != text:
         text = inner
-    return re.sub(r"\s+", " ", text).strip(" .;,")
+    return re.sub(r"\s+", " ", text).lstrip(" ;,").rstrip(" .;,")
 
 
 def read_literal(text: str) -> Literal | None:
@@ -122,7 +123,7 @@ def compare(gold: str, answer: str) -> Comparison | None:
     return _compare(normalize(gold), normalize(answer), 0)
 
 
-def _compare(gold: str, answer: str, depth: int) -> Comparison | None:
+def _compare(gold: str, answer: str, depth: int) -> Comparison | None:  # noqa: PLR0911
     if _compact(gold) == _compact(answer) and gold:
         return Comparison(True, True)
     if depth > 4 or not gold or not answer:
@@ -178,7 +179,7 @@ def _compare_items(gold: tuple[str, list[str]], answer: tuple[str, list[str]], d
     return None if doubt else Comparison(True, False)
 
 
-def _compare_equations(gold: str, answer: str, depth: int) -> Comparison | None:
+def _compare_equations(gold: str, answer: str, depth: int) -> Comparison | None:  # noqa: PLR0911
     """`x = 5` against `5`; two equations as multiples of each other; else plain formulas."""
     one, two = [side.strip() for side in gold.split("=")], [side.strip() for side in answer.split("=")]
     if len(one) == 1 and len(two) == 1:

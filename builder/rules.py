@@ -10,7 +10,7 @@ from typing import Any, Final
 from builder.errors import SqlError, UsageError
 from builder.identity import sha256_hex
 from builder.resources import resource
-from builder.sqlcheck import Tree, walk, function_name, parse_select
+from builder.sqlcheck import Tree, function_name, parse_select, walk
 
 KINDS: Final = {"rules": "rule", "selectors": "selector", "reports": "report", "mix": "mix", "staging": "staging"}
 LABELS: Final = ("Purpose", "Inputs", "Output", "Parameters", "Source", "Try it")
@@ -181,7 +181,8 @@ def _declaration(item: Tree, what: str) -> tuple[str, str, str | None]:
         raise problem from None
     if shape != ("OPERATOR_CAST", "OPERATOR_COALESCE", "getvariable", "CONSTANT") or item["alias"] != name:
         raise problem
-    return name, kind, default["literal"].get("text")
+    literal = default["literal"]
+    return name, kind, None if literal["kind"] == "NULL_LITERAL" else literal["text"]
 
 
 def _described(lines: list[str], what: str) -> dict[str, tuple[str, str]]:

@@ -102,7 +102,8 @@ def score(
 def _missing(run: Run, identity: str) -> list[str]:
     """Ids of replies without a score for this student, ascending, so that batches do not depend on parts."""
     scored = run.scan("scores").filter(pl.col("student_id") == identity).select("response_id")
-    wanted = run.scan("responses").filter(pl.col("role").is_in(["teacher", "mixed", "rewrite"])).select("response_id")
+    replies = run.scan("responses").filter(pl.col("role").is_in(["teacher", "mixed", "rewrite"]))
+    wanted = replies.join(run.scan("prompts"), on="prompt_id", how="semi").select("response_id")
     return sorted(wanted.join(scored, on="response_id", how="anti").collect()["response_id"].to_list())
 
 

@@ -1,15 +1,17 @@
 """The run directory: the only place that knows its paths and its Parquet options."""
 
+import hashlib
 import os
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from builder.errors import TableError
 from builder.schema import TABLES, Table
@@ -41,6 +43,15 @@ class Run:
 
     def table_dir(self, name: str) -> Path:
         return self.root / "tables" / name
+
+    def remember(self, given: str, resolved: Mapping[str, Any]) -> None:
+        """Keep the recipe as given and with all defaults, so that the folder explains itself."""
+        write_text(given, self.root / "recipe.yaml")
+        write_text(yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True), self.root / "resolved.yaml")
+
+    def rows(self, name: str) -> int:
+        """Rows of a table, from the footers of its parts."""
+        return sum(pq.read_metadata(part).num_rows for part in self.parts(name))
 
     def parts(self, name: str) -> list[Path]:
         """Part files of a table in order of their names; empty where the table was never written."""
@@ -74,6 +85,14 @@ class Run:
             return pl.LazyFrame(empty)
         check_schema(TABLES[name], parts[0])
         return pl.scan_parquet(parts)
+
+    def schema(self, name: str) -> pa.Schema:
+        """Schema of a table."""
+        return TABLES[name].schema
+
+    def content_columns(self, name: str) -> list[str]:
+        """Columns of a table that enter a row hash."""
+        return TABLES[name].content_columns
 
     def ids(self, name: str, column: str = "response_id") -> set[str]:
         """Distinct values of an id column."""
@@ -133,6 +152,12 @@ def publish_file(temporary: Path, path: Path) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     sync_directory(path.parent)
+
+
+def file_sha256(path: Path) -> str:
+    """64 hex digits of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_directory(folder: Path) -> None:

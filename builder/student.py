@@ -97,11 +97,9 @@ class LocalStudent:
         if prompt.rstrip().endswith(THINK_OPEN):
             if not completion.startswith(THINK_OPEN):
                 raise CannotRender("the chat template opens a think block, but the reply has no reasoning")
-            completion = (
-                completion.removeprefix(THINK_OPEN).lstrip("\n")
-                if prompt.endswith("\n")
-                else (completion.removeprefix(THINK_OPEN))
-            )
+            completion = completion.removeprefix(THINK_OPEN)
+            if prompt.endswith("\n"):
+                completion = completion.removeprefix("\n")
         prompt_ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         completion_ids = self.tokenizer(completion, add_special_tokens=False)["input_ids"]
         if self._bytes is None:

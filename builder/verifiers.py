@@ -7,7 +7,8 @@ not come to an end). A question without a gold, or with a gold that no verifier 
 fractions, else values at fixed points) and `math-verify` (sympy). Where `typed` has a proof, exact equality or exact
 inequality of rational numbers or one and the same spelling, math-verify is not asked: it could only be wrong about it,
 and it is slow. Else the checks that have an opinion decide if they agree; where they contradict each other the verdict
-is `unscorable`; where neither has one it is `timeout`, `error` or `unscorable`, in this order. `votes` holds each check.
+is `unscorable`; where neither has one, it is what math-verify came to: `timeout`, `error` or `unscorable`. `votes`
+holds every check that was asked.
 
 So math-verify's known false positives 1 − 1/e = 1 + 1/e, 4 = 4√2, 1/2⁹⁹ = 1/2⁹⁸ and 3x − y + 13 = 0 = 3x + 4y + 14
 are not `correct`, and its false negative √(1/n) against 1/√n is `unscorable`, not `wrong`. Not caught: a false positive

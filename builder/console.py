@@ -1,0 +1,117 @@
+"""What a person or a program sees: tables and lines on stdout, progress and warnings on stderr, or one JSON object."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+_EVERY_S: Final = 30.0
+"""Without a terminal, progress is one plain line this often."""
+
+
+class Reporter:
+    """Output of one command. With `as_json`, stdout carries one JSON object and nothing else."""
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self.out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        self._result: dict[str, Any] = {}
+
+    def line(self, text: str) -> None:
+        """One line of the result."""
+        if not (self.as_json or self.quiet):
+            self.out.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Something to know although the command goes on; shown even when quiet."""
+        self.err.print(f"warning: {text}", style="yellow", markup=False)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str = "") -> None:
+        """A small table; numbers to the right."""
+        if self.as_json or self.quiet:
+            return
+        table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, caption=caption)
+        for index, name in enumerate(columns):
+            numeric = bool(rows) and all(isinstance(row[index], int | float | None) for row in rows)
+            table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(shown(value) for value in row))
+        self.out.print(table)
+
+    def result(self, values: Mapping[str, Any]) -> None:
+        """Facts for `--json`."""
+        self._result.update(values)
+
+    def finish(self) -> None:
+        """Print the JSON object, if that was asked."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(self._result, ensure_ascii=False, default=str) + "\n")
+
+    @contextmanager
+    def progress(self, what: str, total: int | None = None) -> Iterator["Meter"]:
+        """A bar on a terminal, a plain line every 30 s elsewhere, nothing when quiet."""
+        if self.quiet:
+            yield Meter()
+        elif self.err.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            with Progress(*columns, console=self.err, transient=True) as bars:
+                yield _Bar(bars, what, total)
+        else:
+            yield _Lines(self.err, what)
+
+
+class Meter:
+    """Progress of one step; this one shows nothing."""
+
+    def update(self, done: int, total: int | None = None, note: str = "") -> None:
+        """Say how far the step is."""
+
+
+class _Bar(Meter):
+    def __init__(self, bars: Progress, what: str, total: int | None) -> None:
+        self._bars = bars
+        self._task = bars.add_task(what, total=total, note="")
+
+    def update(self, done: int, total: int | None = None, note: str = "") -> None:
+        self._bars.update(self._task, completed=done, total=total, note=note)
+
+
+class _Lines(Meter):
+    def __init__(self, console: Console, what: str) -> None:
+        self._console = console
+        self._what = what
+        self._shown = time.monotonic()
+
+    def update(self, done: int, total: int | None = None, note: str = "") -> None:
+        if time.monotonic() - self._shown >= _EVERY_S:
+            self._shown = time.monotonic()
+            of = f" of {total:,}" if total is not None else ""
+            self._console.print(f"{self._what}: {done:,}{of} {note}".rstrip(), markup=False)
+
+
+def shown(value: Any) -> str:
+    """A value as a person reads it: thousands separated, three significant decimals, a dash for nothing."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)

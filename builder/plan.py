@@ -1,0 +1,146 @@
+"""What a recipe would cost: requests, tokens, money, disk. Sends nothing."""
+
+import math
+from dataclasses import dataclass
+
+import polars as pl
+
+from builder import journal
+from builder.config import Recipe
+from builder.errors import SourceError
+from builder.prompts import Prompts, load_prompts
+from builder.requests import Need, need
+from builder.store import Run
+
+_JOURNAL_BYTES_PER_TOKEN = 24.0  # raw reply with logprobs, compressed; measured on vLLM bodies
+_TABLE_BYTES_PER_TOKEN = 6.4  # logprob, token id, token end and text, zstd Parquet
+_BYTES_WITHOUT_LOGPROBS = 6.0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95% interval; one number where the interval has no width."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Requests of a recipe and what the missing ones would cost. Nulls are unknown, not zero.
+
+    `completion_tokens` are estimated from this run's replies; before there are any, only `at_most_tokens` is known.
+    """
+
+    prompts: int
+    duplicates: int
+    gold_conflicts: int
+    need: Need
+    completion_tokens: Interval | None
+    at_most_tokens: int
+    cost_usd: Interval | None
+    at_most_usd: float | None
+    disk_bytes: Interval | None
+    measured_replies: int
+    warnings: list[str]
+
+
+def make_plan(run: Run, recipe: Recipe, *, limit: int | None = None) -> Plan:
+    """Count what is wanted, what is stored, and what the rest would cost."""
+    recipe.require_teacher()
+    warnings = _unpinned(recipe)
+    prompts = _countable(recipe, limit, warnings)
+    stored = journal.stored_replies(run.journal_dir)
+    if isinstance(prompts, Prompts):
+        wanted = need(recipe, prompts, stored)
+        rows, duplicates, conflicts = len(prompts.rows), prompts.duplicates, prompts.gold_conflicts
+    else:
+        rows, duplicates, conflicts = prompts, 0, 0
+        wanted = Need(rows * len(recipe.generation.temperatures) * recipe.generation.samples, 0)
+    tokens, prompt_mean, replies = _measured(run, recipe)
+    missing = wanted.missing
+    total = Interval(tokens.value * missing, tokens.low * missing, tokens.high * missing) if tokens else None
+    at_most = missing * recipe.generation.max_tokens
+    return Plan(
+        prompts=rows,
+        duplicates=duplicates,
+        gold_conflicts=conflicts,
+        need=wanted,
+        completion_tokens=total,
+        at_most_tokens=at_most,
+        cost_usd=_cost(recipe, total, prompt_mean * missing),
+        at_most_usd=_at_most_usd(recipe, at_most),
+        disk_bytes=_disk(recipe, total),
+        measured_replies=replies,
+        warnings=warnings,
+    )
+
+
+def _countable(recipe: Recipe, limit: int | None, warnings: list[str]) -> Prompts | int:
+    """The prompts, or their declared number where a source is on the Hub and has not been downloaded."""
+    if not any(source.is_hub for source in recipe.prompts):
+        return load_prompts(recipe, limit=limit)
+    declared = [source.rows for source in recipe.prompts]
+    if any(rows is None for rows in declared):
+        names = ", ".join(source.source for source in recipe.prompts if source.rows is None)
+        raise SourceError(
+            f"The number of questions is not known for {names}: nothing is downloaded for a plan. "
+            "Declare prompts.N.rows, or point prompts.N.source at a local file."
+        )
+    warnings.append("counts are the recipe's declared rows; duplicates show when the sources are read")
+    total = sum(rows or 0 for rows in declared)
+    return min(total, limit) if limit is not None else total
+
+
+def _unpinned(recipe: Recipe) -> list[str]:
+    found = [
+        f"{source.source} has no revision: generate will refuse it until prompts.{index}.revision is a full commit id"
+        for index, source in enumerate(recipe.prompts)
+        if source.is_hub and source.revision is None
+    ]
+    if recipe.teacher and recipe.teacher.revision is None:
+        found.append("teacher.revision is not declared: replies of two versions of the model would count as one")
+    return found
+
+
+def _measured(run: Run, recipe: Recipe) -> tuple[Interval | None, float, int]:
+    """Mean completion tokens of this run's replies with its 95% interval, mean prompt tokens, replies."""
+    teacher = recipe.require_teacher()
+    rows = (
+        run.scan("responses")
+        .filter((pl.col("model") == teacher.model) & (pl.col("role") == "teacher"))
+        .select(
+            pl.len(),
+            pl.col("completion_tokens").mean().alias("mean"),
+            pl.col("completion_tokens").std().alias("std"),
+            pl.col("prompt_tokens").mean().alias("prompt"),
+        )
+        .collect()
+        .row(0, named=True)
+    )
+    if not rows["len"] or rows["mean"] is None:
+        return None, 0.0, 0
+    half = 1.96 * (rows["std"] or 0.0) / math.sqrt(rows["len"])
+    mean = rows["mean"]
+    return Interval(mean, max(0.0, mean - half), mean + half), rows["prompt"] or 0.0, rows["len"]
+
+
+def _cost(recipe: Recipe, tokens: Interval | None, prompt_tokens: float) -> Interval | None:
+    prices = recipe.require_teacher().prices
+    if prices is None or tokens is None:
+        return None
+    base = prompt_tokens * prices.input / 1e6
+    return Interval(*(base + value * prices.output / 1e6 for value in (tokens.value, tokens.low, tokens.high)))
+
+
+def _at_most_usd(recipe: Recipe, tokens: int) -> float | None:
+    prices = recipe.require_teacher().prices
+    return tokens * prices.output / 1e6 if prices else None
+
+
+def _disk(recipe: Recipe, tokens: Interval | None) -> Interval | None:
+    if tokens is None:
+        return None
+    each = _JOURNAL_BYTES_PER_TOKEN + _TABLE_BYTES_PER_TOKEN if recipe.generation.logprobs else _BYTES_WITHOUT_LOGPROBS
+    return Interval(tokens.value * each, tokens.low * each, tokens.high * each)

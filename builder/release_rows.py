@@ -1,0 +1,157 @@
+"""Rows of a release, in its schemas: joins over the run's tables, ordered by id so that versions differ little."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from builder.config import Recipe, Stage
+from builder.errors import ReleaseError
+from builder.models import student_id
+from builder.schema import FEATURES, MARGINS, RELEASE_CANDIDATES, RELEASE_KINDS, SCORES
+from builder.store import Run
+from builder.student import student_messages
+from builder.text import completion_text
+
+DEFAULT_STAGE = "train"
+_MARGIN = 0.1
+
+
+def stages_of(recipe: Recipe) -> dict[str, Stage]:
+    """The recipe's stages; one named `train` with everything where it names none."""
+    return recipe.stages or {DEFAULT_STAGE: Stage()}
+
+
+def stage_rows(run: Run, recipe: Recipe) -> Iterator[tuple[str, Stage, pa.Table]]:
+    """Each stage with its rows, in training order."""
+    builders = {"sft": _sft_rows, "grpo": _grpo_rows, "reward": _reward_rows}
+    for name, stage in stages_of(recipe).items():
+        chosen = run.scan("selection").filter(pl.col("stage") == name).select("grain_id", "position").collect()
+        yield name, stage, builders[stage.kind](run, recipe, chosen)
+
+
+def margin_index(recipe: Recipe) -> int:
+    """Place of the recipe's margin in `scores.teacher_counts`."""
+    margin = float(recipe.selection.params.get("teacher_margin", _MARGIN))
+    for index, known in enumerate(MARGINS):
+        if abs(known - margin) < 1e-9:
+            return index
+    raise ReleaseError(f"teacher_margin {margin} is none of {', '.join(map(str, MARGINS))}, for which counts exist.")
+
+
+def _scores(run: Run, recipe: Recipe) -> pl.LazyFrame:
+    """Scores by the recipe's student; no rows where it names none."""
+    identity = student_id(recipe.student) if recipe.student else ""
+    return run.scan("scores").filter(pl.col("student_id") == identity)
+
+
+def _prompts(run: Run, recipe: Recipe) -> pl.LazyFrame:
+    """Prompts with their messages as the student sees them, and their first source."""
+    frame = run.read("prompts")
+    messages = [student_messages(recipe.student, row) for row in frame["messages"].to_list()]
+    first = pl.col("sources").list.first()
+    return frame.with_columns(
+        pl.Series("prompt", messages, dtype=frame.schema["messages"]),
+        first.struct.field("source").alias("source"),
+        first.struct.field("license").alias("source_license"),
+    ).lazy()
+
+
+def _sft_rows(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pa.Table:
+    replies = run.scan("responses").filter(pl.col("role").is_in(["teacher", "mixed", "rewrite"]))
+    candidates = replies.group_by("prompt_id", "temperature").len("n_candidates")
+    frame = (
+        chosen.lazy()
+        .rename({"grain_id": "response_id"})
+        .join(replies, on="response_id", how="left")
+        .join(candidates, on=["prompt_id", "temperature"], how="left")
+        .join(_prompts(run, recipe), on="prompt_id", how="left")
+        .join(_scores(run, recipe), on="response_id", how="left")
+        .with_columns(
+            pl.when(pl.col("role") == "mixed").then(pl.lit("mixed")).otherwise(pl.lit("teacher")).alias("policy"),
+            pl.col("model").alias("teacher"),
+            pl.col("model_revision").alias("teacher_revision"),
+            pl.col("teacher_counts").list.get(margin_index(recipe), null_on_oob=True).alias("teacher_sentences"),
+        )
+        .sort("response_id")
+        .collect()
+    )
+    completions = [
+        [{"role": "assistant", "content": completion_text(reasoning, answer)}]
+        for reasoning, answer in frame.select("reasoning", "answer").iter_rows()
+    ]
+    return _as_kind("sft", frame.with_columns(pl.Series("completion", completions, dtype=_MESSAGES)))
+
+
+def _grpo_rows(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pa.Table:
+    frame = (
+        chosen.lazy()
+        .rename({"grain_id": "prompt_id"})
+        .join(_prompts(run, recipe), on="prompt_id", how="left")
+        .with_columns(pl.col("gold").alias("solution"))
+        .sort("prompt_id")
+        .collect()
+    )
+    return _as_kind("grpo", frame)
+
+
+def _reward_rows(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pa.Table:
+    """Preference pairs; a pair's id is prompt, chosen and rejected id with colons between."""
+    parts = pl.col("grain_id").str.split_exact(":", 2).struct.rename_fields(["prompt_id", "chosen_id", "rejected_id"])
+    pairs = chosen.lazy().with_columns(parts.alias("ids")).unnest("ids")
+    frame = (
+        pairs.join(run.scan("pairs"), on=["prompt_id", "chosen_id", "rejected_id"], how="left")
+        .join(_prompts(run, recipe), on="prompt_id", how="left")
+        .sort("grain_id")
+        .collect()
+    )
+    texts = {
+        row["response_id"]: completion_text(row["reasoning"], row["answer"])
+        for row in run.scan("responses").select("response_id", "reasoning", "answer").collect().iter_rows(named=True)
+    }
+    for column in ("chosen", "rejected"):
+        messages = [[{"role": "assistant", "content": texts[identity]}] for identity in frame[f"{column}_id"]]
+        frame = frame.with_columns(pl.Series(column, messages, dtype=_MESSAGES))
+    return _as_kind("reward", frame)
+
+
+def candidate_rows(run: Run, recipe: Recipe) -> pa.Table:
+    """Every teacher reply with its scores, features, verdict and the rules it breaks: what SQL experiments read."""
+    broken = run.scan("rejections").group_by("response_id").agg(pl.col("rule_name").sort().alias("rejected_by"))
+    verdicts = run.scan("verdicts").select("response_id", "verifier", "verdict", "extracted")
+    features = run.scan("features").select(FEATURES.schema.names)
+    scores = _scores(run, recipe).select(SCORES.schema.names).drop("sentence_count", "status_detail")
+    frame = (
+        run.scan("responses")
+        .filter(pl.col("role").is_in(["teacher", "mixed", "rewrite"]))
+        .join(_prompts(run, recipe).drop("language"), on="prompt_id", how="inner")
+        .join(scores.rename({"status": "score_status"}), on="response_id", how="left")
+        .join(verdicts, on=["response_id", "verifier"], how="left")
+        .join(features, on="response_id", how="left")
+        .join(broken, on="response_id", how="left")
+        .with_columns(pl.col("rejected_by").fill_null([]))
+        .sort("response_id")
+        .collect()
+    )
+    return _cast(frame, RELEASE_CANDIDATES)
+
+
+_MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+
+
+def _as_kind(kind: str, frame: pl.DataFrame) -> pa.Table:
+    return _cast(frame, RELEASE_KINDS[kind])
+
+
+def _cast(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
+    """The frame in a release schema; ReleaseError names a column that has nulls where it may not."""
+    table: pa.Table = frame.select(schema.names).to_arrow()
+    for field in schema:
+        if not field.nullable and table[field.name].null_count:
+            raise ReleaseError(
+                f"Column {field.name!r} is null in {table[field.name].null_count} rows. A selected row lacks its "
+                "prompt or reply; rerun builder select on complete tables."
+            )
+    arrays: list[Any] = [table[field.name].combine_chunks().cast(field.type) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)

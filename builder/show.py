@@ -1,0 +1,162 @@
+"""What each step says when it is done: a few lines and one table, at most 80 columns."""
+
+from dataclasses import asdict
+
+from builder.config import Recipe
+from builder.console import Reporter, shown
+from builder.evaluate import Evaluation
+from builder.generate import Tally
+from builder.plan import Interval, Plan
+from builder.probe import ProbeResult
+from builder.prompts import Prompts
+from builder.release import Release
+from builder.score import ScoreResult
+from builder.selection import SelectionResult
+from builder.verify import VerifyResult
+
+
+def note(tally: Tally) -> str:
+    """Tokens, money and errors behind the bar of `generate`."""
+    parts = [f"{tally.in_flight} in flight", f"{tally.completion_tokens:,} tokens"]
+    if tally.cost_usd:
+        parts.append(f"${tally.cost_usd:.2f}")
+    if tally.retried:
+        parts.append(f"{tally.retried} retried")
+    return ", ".join(parts)
+
+
+def show_plan(reporter: Reporter, recipe: Recipe, plan: Plan) -> None:
+    """The plan of a recipe."""
+    for warning in plan.warnings:
+        reporter.warn(warning)
+    generation = recipe.generation
+    rows: list[tuple[str, str]] = [
+        ("prompts", f"{plan.prompts:,}{_merged(plan)}"),
+        ("temperatures × samples", f"{', '.join(map(str, generation.temperatures))} × {generation.samples}"),
+        ("requests", f"{plan.need.total:,}"),
+        ("paid for already", f"{plan.need.stored:,}"),
+        ("to send", f"{plan.need.missing:,}"),
+    ]
+    if plan.completion_tokens:
+        rows.append(("completion tokens", _estimate(plan.completion_tokens)))
+    rows.append(("completion tokens, at most", f"{plan.at_most_tokens:,}"))
+    if plan.cost_usd:
+        rows.append(("USD", _estimate(plan.cost_usd)))
+    if plan.at_most_usd is not None:
+        rows.append(("USD, at most (output)", f"{plan.at_most_usd:,.2f}"))
+    if plan.disk_bytes:
+        rows.append(("disk, MB", _estimate(Interval(*(v / 1e6 for v in asdict(plan.disk_bytes).values())))))
+    reporter.table(f"Plan of {recipe.name}", ("", ""), rows)
+    if plan.measured_replies:
+        reporter.line(f"Estimates from {plan.measured_replies:,} replies of this run, 95% interval of the mean.")
+    elif plan.need.missing:
+        reporter.line("No reply yet to estimate from: --pilot K asks the first K prompts (and keeps the replies).")
+    reporter.result({"plan": asdict(plan), "recipe": recipe.resolved()})
+
+
+def show_generated(reporter: Reporter, prompts: Prompts, tally: Tally) -> None:
+    """What a call of generate brought."""
+    merged = f" ({prompts.duplicates:,} duplicates merged)" if prompts.duplicates else ""
+    if prompts.gold_conflicts:
+        reporter.warn(f"{prompts.gold_conflicts:,} prompts have conflicting golds in their sources; they count as none")
+    reporter.line(
+        f"generate: {len(prompts.rows):,} prompts{merged}, {tally.done:,} of {tally.total:,} replies stored "
+        f"({tally.replies:,} now, {tally.stored_before:,} before); {tally.completion_tokens:,} tokens"
+        + (f", ${tally.cost_usd:.2f}" if tally.cost_usd else "")
+    )
+    if tally.replies:
+        remarks = {
+            "cut at max_tokens": tally.cut,
+            "without reasoning": tally.without_reasoning,
+            "without logprobs": tally.without_logprobs,
+        }
+        found = [f"{number:,} {what}" for what, number in remarks.items() if number]
+        if found:
+            reporter.line(f"  of the new replies: {', '.join(found)}")
+    if tally.stopped:
+        reporter.warn("interrupted: replies in flight were waited for and stored; rerun to go on")
+    reporter.result({"generate": {**asdict(tally), "prompts": len(prompts.rows), "duplicates": prompts.duplicates}})
+
+
+def show_scored(reporter: Reporter, result: ScoreResult) -> None:
+    """Statuses of the scores."""
+    statuses = ", ".join(f"{number:,} {status}" for status, number in result.statuses.items()) or "no replies"
+    reporter.line(f"score: {result.scored:,} new; {statuses}")
+    reporter.result({"score": asdict(result)})
+
+
+def show_verified(reporter: Reporter, result: VerifyResult) -> None:
+    """Verdicts."""
+    verdicts = ", ".join(f"{number:,} {verdict}" for verdict, number in result.verdicts.items()) or "no verdicts"
+    open_golds = sum(result.not_verifiable.values()) + result.without_gold
+    without = f"; {open_golds:,} without a gold that a verifier here reads" if open_golds else ""
+    reporter.line(f"verify: {result.computed:,} new; {verdicts}{without}")
+    reporter.result({"verify": asdict(result)})
+
+
+def show_selected(reporter: Reporter, result: SelectionResult) -> None:
+    """The funnel, the stages, and what tells the selector from length."""
+    for warning in result.warnings:
+        reporter.warn(warning)
+    reporter.table(
+        f"select: {result.replies:,} replies → {result.survivors:,} survivors → {result.kept:,} kept",
+        ("rule", "breaks", "only it", "tokens"),
+        [(row.rule_name, row.breaks, row.breaks_alone, row.tokens) for row in result.funnel],
+    )
+    reporter.table("", ("stage", "kind", "rows", "tokens"), [tuple(asdict(stage).values()) for stage in result.stages])
+    reporter.line(
+        f"mean tokens: {shown(result.mean_tokens_kept)} kept, {shown(result.mean_tokens_outranked)} outranked, "
+        f"{shown(result.mean_tokens_dropped)} not kept in all"
+    )
+    reporter.line(
+        f"{result.prompts_with_choice:,} of {result.prompts:,} prompts had a choice, {result.prompts_with_spread:,} of "
+        "them between different counts of teacher sentences"
+    )
+    reporter.result({"select": asdict(result)})
+
+
+def show_released(reporter: Reporter, release: Release) -> None:
+    """Path and size of the release."""
+    rows = ", ".join(f"{entry['stage']} {entry['rows']:,}" for entry in release.manifest["schedule"])
+    if release.is_new:
+        reporter.line(f"release: {release.version} written to {release.path} ({rows} rows)")
+    else:
+        reporter.line(f"release: nothing new, the rows are those of {release.version} at {release.path} ({rows} rows)")
+    reporter.result({"release": {"version": release.version, "path": str(release.path), "is_new": release.is_new}})
+
+
+def show_evaluation(reporter: Reporter, found: Evaluation) -> None:
+    """pass@1 with its interval."""
+    reporter.line(
+        f"eval: {found.model}: pass@1 {found.pass_at_1:.1%} [{found.low:.1%}, {found.high:.1%}] "
+        f"({found.correct:,} of {found.replies:,} replies; T={found.temperature}; {found.unscorable:,} unscorable, "
+        f"{found.cut:,} cut; mean {found.mean_tokens:.0f} tokens)"
+    )
+    reporter.result({"eval": asdict(found)})
+
+
+def show_probe(reporter: Reporter, result: ProbeResult) -> None:
+    """Abilities and the steps they allow."""
+    words = {True: "yes", False: "no", None: "unclear"}
+    reporter.table(
+        f"{result.url} serving {result.model}",
+        ("ability", "works", "seen"),
+        [(finding.name, words[finding.works], finding.seen) for finding in result.findings],
+    )
+    reporter.table("", ("step", "possible", "because it"), [(s.name, words[s.works], s.seen) for s in result.steps])
+    reporter.result({"probe": asdict(result) | {"steps": [asdict(step) for step in result.steps]}})
+
+
+def _merged(plan: Plan) -> str:
+    parts = []
+    if plan.duplicates:
+        parts.append(f"{plan.duplicates:,} duplicates merged")
+    if plan.gold_conflicts:
+        parts.append(f"{plan.gold_conflicts:,} with conflicting golds")
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _estimate(interval: Interval) -> str:
+    if interval.low == interval.high:
+        return shown(interval.value)
+    return f"{shown(interval.value)} (95%: {shown(interval.low)} … {shown(interval.high)})"

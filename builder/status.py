@@ -1,0 +1,37 @@
+"""Progress, cost and errors of a run, read from its files; safe while another process writes."""
+
+from builder import journal
+from builder.console import Reporter
+from builder.errors import UsageError
+from builder.release import calls, latest_release
+from builder.schema import TABLES
+from builder.store import Run
+
+
+def show_status(reporter: Reporter, run: Run) -> None:
+    """Print tables, attempts by outcome, money, errors, and what to back up."""
+    if not run.root.is_dir():
+        raise UsageError(f"There is no run at {run.root}; builder generate makes it, or name another with --run.")
+    attempts = journal.counts(run.journal_dir)
+    paid = calls(run)
+    reporter.table(f"Run {run.root}", ("table", "rows"), [(name, run.rows(name)) for name in TABLES if run.rows(name)])
+    reporter.table("", ("attempts", "number"), sorted(attempts.items()))
+    errors = sorted(journal.errors_by_kind(run.journal_dir).items(), key=lambda item: -item[1])
+    if errors:
+        reporter.table("", ("error", "times"), errors[:10])
+    reporter.line(
+        f"{paid['completion_tokens'] or 0:,} completion tokens"
+        + (f", ${paid['cost_usd']:.2f}" if paid["cost_usd"] is not None else ", no prices declared")
+    )
+    newest = latest_release(run)
+    reporter.line(f"latest release: {newest.version if newest else 'none'}")
+    reporter.line(f"back up {run.journal_dir}: it holds every reply that was paid for; all tables are made from it")
+    reporter.result(
+        {
+            "tables": {name: run.rows(name) for name in TABLES},
+            "attempts": attempts,
+            "calls": paid,
+            "errors": dict(errors),
+            "release": newest.version if newest else None,
+        }
+    )

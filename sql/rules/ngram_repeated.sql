@@ -1,0 +1,25 @@
+-- ngram_repeated
+-- Purpose     Drop replies in which one run of 20 words comes again and again.
+-- Inputs      stg_features (response_id, ngram_repeats)
+-- Output      one row per violating response: response_id, observed, threshold
+-- Parameters  max_ngram_repeats: occurrences of the most repeated 20-gram of words, default 9
+-- Source      our number for arXiv:2601.09088 p.12, which publishes none
+-- Try it      duckdb runs/demo/run.duckdb -readonly -f sql/rules/ngram_repeated.sql
+with
+params as (
+    select coalesce(getvariable('max_ngram_repeats'), 9)::integer as max_ngram_repeats
+),
+
+features as (select * from stg_features),
+
+violations as (
+    select
+        features.response_id,
+        features.ngram_repeats::double as observed,
+        params.max_ngram_repeats::double as threshold
+    from features
+    cross join params
+    where features.ngram_repeats > params.max_ngram_repeats
+)
+
+select * from violations;

@@ -1,0 +1,25 @@
+-- stg_verdicts
+-- Purpose     Verdicts, and which one decides: that of the prompt's verifier, else the strictest one there is.
+-- Inputs      verdicts (tables/verdicts), responses (response_id, prompt_id), prompts (prompt_id, verifier)
+-- Output      one row per reply and verifier: every column of table verdicts, and decides boolean (once per reply)
+-- Parameters  none
+-- Source      our choice
+-- Try it      duckdb runs/demo/run.duckdb -readonly -c "describe stg_verdicts"
+with
+judged as (
+    select
+        verdicts.*,
+        coalesce(verdicts.verifier = prompts.verifier, false) as is_named,
+        list_position(['wrong', 'correct', 'unscorable', 'timeout', 'error'], verdicts.verdict) as strictness
+    from verdicts
+    left join responses using (response_id)
+    left join prompts using (prompt_id)
+)
+
+select
+    judged.* exclude (is_named, strictness),
+    row_number() over (
+        partition by judged.response_id
+        order by judged.is_named desc, judged.strictness, judged.verifier
+    ) = 1 as decides
+from judged;
