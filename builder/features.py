@@ -89,12 +89,12 @@ def update_features(run: Run, *, shard: int = 0) -> int:
     return done
 
 
-def _ids(parts: Iterable[Any]) -> pa.Array:
+def _ids(parts: Iterable[Any]) -> "pa.Array[Any]":
     columns = [pq.read_table(part, columns=["response_id"]).column(0).combine_chunks() for part in parts]
     return pa.concat_arrays([pa.array([], pa.string()), *columns])
 
 
-def _missing(part: Any, known: pa.Array) -> Iterator[pl.DataFrame]:
+def _missing(part: Any, known: "pa.Array[Any]") -> Iterator[pl.DataFrame]:
     """Texts of a part's replies that have no features yet, in batches; the ids alone decide whether texts are read."""
     ids = pq.read_table(part, columns=["response_id"]).column(0)
     if pc.all(pc.is_in(ids, value_set=known), min_count=0).as_py():
@@ -195,6 +195,7 @@ def tail_loop_chars(text: str) -> int:
 
 
 def _codes(text: str) -> Codes:
+    """Code points. A lone surrogate, which no parsed reply holds, stays what it is."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
@@ -214,9 +215,10 @@ def _kinds() -> npt.NDArray[np.uint8]:
 
 def _latin(codes: Codes) -> npt.NDArray[np.bool_]:
     lower = codes | 0x20
-    ascii_letter = (lower >= 0x61) & (lower <= 0x7A) & (codes < 0x80)
-    accented = (codes >= 0xC0) & (codes <= 0x24F) & (codes != 0xD7) & (codes != 0xF7)
-    return ascii_letter | accented | ((codes >= 0x1E00) & (codes <= 0x1EFF))
+    ascii_letter: npt.NDArray[np.bool_] = (lower >= 0x61) & (lower <= 0x7A) & (codes < 0x80)
+    accented: npt.NDArray[np.bool_] = (codes >= 0xC0) & (codes <= 0x24F) & (codes != 0xD7) & (codes != 0xF7)
+    more: npt.NDArray[np.bool_] = (codes >= 0x1E00) & (codes <= 0x1EFF)
+    return np.logical_or(np.logical_or(ascii_letter, accented), more)
 
 
 def _word_hashes(codes: Codes, kinds: npt.NDArray[np.uint8]) -> Hashes:

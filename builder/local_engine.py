@@ -5,7 +5,6 @@ decode loop over the KV cache; finished rows answer at once and are cut out of t
 are imported by the `Engine`, never by this module.
 """
 
-import os
 import queue
 import threading
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.errors import ServeError
+from builder.local_sampling import Ask, Generated, Sampler, alternatives_of, draws_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,44 +23,6 @@ if TYPE_CHECKING:
 GATHER_SECONDS = 0.005  # how long after the last arrival a batch still waits for company
 SCORE_ELEMENTS = 2**25  # positions x vocabulary of one scoring pass: 128 MiB of float32 logits
 COMPACT_SHARE = 0.75  # rows leave the KV cache when no more than this share of it is still running
-GREEDY_BELOW = 1e-5  # vLLM treats smaller temperatures as 0
-
-Alternative = tuple[int, float, int]  # token id, logprob in nats, rank from 1
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One sequence to generate from `prompt`; `max_tokens` 0 only scores the prompt."""
-
-    prompt: list[int]
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-    alternatives: int = 0
-    prompt_alternatives: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_ids: frozenset[int] = frozenset()
-    ignore_end: bool = False
-    skip_special: bool = True
-
-
-@dataclass
-class Generated:
-    """Token ids with their raw logprobs: log-softmax in float32, before temperature, top-p and top-k.
-
-    `alternatives` holds the sampled token first, then the best others. `prompt` has the same for every prompt
-    token but the first, which nothing predicts.
-    """
-
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    alternatives: list[list[Alternative]] = field(default_factory=list)
-    prompt: list[list[Alternative]] | None = None
-    text: str = ""
-    finish_reason: str = "length"
-    stop_reason: int | str | None = None
 
 
 @dataclass
@@ -83,7 +45,8 @@ class Engine:
         self._threads = threads
         self.max_batch = max_batch
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
-        self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, local_files_only=True).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, local_files_only=True)
+        self.model.train(False)
         self.vocabulary = int(self.model.config.get_text_config().vocab_size)
         self.max_model_len = int(self.model.config.get_text_config().max_position_embeddings)
         end = self.model.generation_config.eos_token_id
@@ -118,7 +81,7 @@ class Engine:
                 for row in running:
                     if not row.future.done():
                         row.future.set_result(row.done)
-            except Exception as error:
+            except Exception as error:  # the requests of this batch fail, the server lives on
                 for row in running:
                     if not row.future.done():
                         row.future.set_exception(error)
@@ -161,16 +124,16 @@ class Engine:
             start = ids.shape[1] - len(row.asked.prompt)
             logprobs = torch.log_softmax(logits[place, start:-1], dim=-1)
             chosen = ids[place, start + 1 :]
-            row.done.prompt = _alternatives(logprobs, chosen, row.asked.prompt_alternatives or 0)
+            row.done.prompt = alternatives_of(logprobs, chosen, row.asked.prompt_alternatives or 0)
 
     def _generate(self, rows: list[_Row]) -> None:
         """Prefill once, then one token a step for every row; `rows` shrinks as they finish."""
         torch = self._torch
         if not rows:
             return
-        draws = [_draws(row.asked) for row in rows]
+        draws = [draws_of(row.asked) for row in rows]
         uniform = torch.stack([torch.nn.functional.pad(draw, (0, max(map(len, draws)) - len(draw))) for draw in draws])
-        sampler = _Sampler([row.asked for row in rows])
+        sampler = Sampler([row.asked for row in rows])
         tokens, mask = self._left_padded([row.asked.prompt for row in rows])
         positions, cache, step = _positions(mask), None, 0
         active = list(range(len(rows)))  # places still running; the others wait in the cache to be cut out
@@ -194,7 +157,7 @@ class Engine:
                 cache.batch_select_indices(keep)
                 tokens, positions, mask, uniform = tokens[keep], positions[keep], mask[keep], uniform[keep]
                 rows = [rows[place] for place in active]
-                sampler = _Sampler([row.asked for row in rows])
+                sampler = Sampler([row.asked for row in rows])
                 active = list(range(len(rows)))
 
     def _left_padded(self, prompts: Sequence[list[int]]) -> tuple["Tensor", "Tensor"]:
@@ -207,7 +170,7 @@ class Engine:
     def _record(self, rows: list[_Row], active: list[int], logprobs: "Tensor", chosen: "Tensor") -> None:
         values = logprobs.gather(1, chosen[:, None])[:, 0].tolist()
         wanted = max(rows[place].asked.alternatives for place in active)
-        table = _alternatives(logprobs, chosen, wanted) if wanted else None
+        table = alternatives_of(logprobs, chosen, wanted) if wanted else None
         for place, token in enumerate(chosen.tolist()):
             done = rows[place].done
             if rows[place].future.done():
@@ -247,64 +210,3 @@ class Engine:
 def _positions(mask: "Tensor") -> "Tensor":
     """Position of every token in its own sequence; padding on the left does not count."""
     return (mask.cumsum(-1) - 1).clamp(min=0)
-
-
-def _draws(asked: Ask) -> "Tensor":
-    """One uniform number a token, fixed by the seed alone: the reply does not depend on the batch."""
-    import torch
-
-    seed = int.from_bytes(os.urandom(8), "little") if asked.seed is None else asked.seed
-    generator = torch.Generator().manual_seed(seed % 2**63)
-    return torch.rand(asked.max_tokens, dtype=torch.float64, generator=generator)
-
-
-class _Sampler:
-    """Temperature, top-k, top-p and the draw for the rows of one batch."""
-
-    def __init__(self, asked: list[Ask]) -> None:
-        import torch
-
-        self._torch = torch
-        self._greedy = torch.tensor([row.temperature < GREEDY_BELOW for row in asked])
-        self._temperature = torch.tensor(
-            [[row.temperature if row.temperature >= GREEDY_BELOW else 1.0] for row in asked],
-            dtype=torch.float64,
-        )
-        self._top_p = torch.tensor([[row.top_p] for row in asked], dtype=torch.float64)
-        self._top_k = torch.tensor([[row.top_k] for row in asked])
-        self._cuts = any(row.top_p < 1.0 or row.top_k > 0 for row in asked)
-
-    def pick(self, logits: "Tensor", uniform: "Tensor") -> "Tensor":
-        """Inverse-CDF sampling in float64: `uniform` in [0, 1) selects one token id a row."""
-        torch = self._torch
-        probability = torch.softmax(logits.double() / self._temperature, dim=-1)
-        if self._cuts:
-            probability = self._cut(probability)
-        cumulative = probability.cumsum(-1)
-        drawn = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
-        return torch.where(self._greedy, logits.argmax(-1), drawn.clamp(max=logits.shape[-1] - 1))
-
-    def _cut(self, probability: "Tensor") -> "Tensor":
-        """Zero what top-k and then top-p leave out; the likeliest token always stays."""
-        torch = self._torch
-        ordered, order = probability.sort(dim=-1, descending=True, stable=True)
-        place = torch.arange(ordered.shape[-1])[None]
-        ordered = ordered.masked_fill((self._top_k > 0) & (place >= self._top_k), 0.0)
-        ordered = ordered / ordered.sum(-1, keepdim=True)
-        before = ordered.cumsum(-1) - ordered
-        ordered = ordered.masked_fill((before >= self._top_p) & (place > 0), 0.0)
-        return torch.zeros_like(probability).scatter(1, order, ordered)
-
-
-def _alternatives(logprobs: "Tensor", chosen: "Tensor", count: int) -> list[list[Alternative]]:
-    """For each row the chosen token and then the `count` best tokens, the chosen one never twice."""
-    own = logprobs.gather(1, chosen[:, None])
-    ranks = ((logprobs > own).sum(-1) + 1).tolist()
-    best, best_ids = logprobs.topk(min(count, logprobs.shape[-1]), dim=-1)
-    table = []
-    for token, value, rank, ids, values in zip(
-        chosen.tolist(), own[:, 0].tolist(), ranks, best_ids.tolist(), best.tolist(), strict=True
-    ):
-        others = [(i, v, place) for place, (i, v) in enumerate(zip(ids, values, strict=True), 1) if i != token]
-        table.append([(token, value, rank), *others])
-    return table

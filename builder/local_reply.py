@@ -16,7 +16,8 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any, Literal
 
-from builder.local_engine import Alternative, Ask, Engine, Generated
+from builder.local_engine import Engine
+from builder.local_sampling import Alternative, Ask, Generated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,7 +8,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from builder.errors import ServeError
-from builder.local_engine import Ask, Engine
+from builder.local_engine import Engine
+from builder.local_sampling import Ask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -220,9 +221,9 @@ class Requests:
             if "reasoning" not in self._template:
                 raise Refused("The chat template of this model does not read `reasoning`.", "messages")
             out |= {"reasoning": reasoning, "reasoning_content": reasoning}
-        if unknown := set(message) - {"role", "content", "reasoning", "reasoning_content", "name", "refusal"}:
-            if any(message[name] for name in unknown):
-                raise Refused(f"This server does not read `{min(unknown)}` of a message.", "messages")
+        known = {"role", "content", "reasoning", "reasoning_content", "refusal"}
+        if unread := [name for name, value in message.items() if value and name not in known]:
+            raise Refused(f"This server does not read `{unread[0]}` of a message.", "messages")
         return out
 
     def _prompts(self, body: Json) -> list[list[int]]:

@@ -192,9 +192,8 @@ class _Service:
             status, reply = 200, write(body, asks, done)
         except Refused as refused:
             status, reply = refused.status, refused.body()
-        except Exception as error:
-            refused = Refused(f"{type(error).__name__}: {error}", status=500)
-            status, reply = 500, refused.body()
+        except Exception as error:  # this request's 500, not the server's end
+            status, reply = 500, Refused(f"{type(error).__name__}: {error}", status=500).body()
         if self._delay_seconds:
             await asyncio.sleep(self._delay_seconds)
         self._by_status[status] += 1

@@ -10,51 +10,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
-from builder.answers import ASCII_FORMS, LONGEST_ANSWER
-from builder.formula import Unreadable, Value, evaluate, parse_formula, variables
+from builder.answers import LONGEST_ANSWER
+from builder.arithmetic import Unreadable, Value, evaluate, variables
+from builder.formula import parse_formula
+from builder.literals import Literal, closes_at, compact, normalize, read_literal
 
-_REMOVED: Final = re.compile(
-    r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|nolimits)(?![a-zA-Z])\.?|(?<!\\)\\(?:[!,;:]|(?=\s))"
-)
-_DEGREES: Final = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])|°")
-_LETTER_FONT: Final = re.compile(r"\\(?:mathrm|mathbf|mathit|rm|operatorname|text)\s*\{\s*([a-zA-Z])\s*\}")
-_TEXT: Final = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|operatorname)\s*\{([^{}]*)\}")
 _JOINT: Final = re.compile(r",?\s*\\(?:text|mbox|mathrm)\s*\{\s*(?:and|or)\s*\}|,?\s+(?:and|or)\s+")
-_REPLACED: Final = (
-    ("{,}", ","),
-    ("\\dfrac", "\\frac"),
-    ("\\tfrac", "\\frac"),
-    ("\\cfrac", "\\frac"),
-    ("\\%", "%"),
-    ("\\$", "$"),
-    ("\\cdot", "*"),
-    ("\\times", "*"),
-    ("·", "*"),
-    ("×", "*"),
-    ("\\div", "/"),
-    ("÷", "/"),
-    ("π", "\\pi "),
-    ("√", "\\sqrt "),
-    ("∞", "\\infty "),
-    ("~", " "),
-    ("\\quad", " "),
-    ("\\lbrace", "\\{"),
-    ("\\rbrace", "\\}"),
-    ("**", "^"),
-)
-_SCALES: Final = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_UNIT: Final = (
-    r"(?:\\(?:text|textbf|textrm|mbox|mathrm)\s*\{[^{}]*\}(?:\s*\^\s*\{?[23]\}?)?"
-    r"|(?:\s(?:[a-zA-Z]{3,}|(?:of|per|a|an|in))(?![a-zA-Z({\\]))+(?:\s*\^\s*\{?[23]\}?)?"
-    r"|\s?(?:cm|mm|km|kg|mg|ml|ft|in|lb|oz|hr|pm|am|mph|kph)\b(?:\s*\^\s*\{?[23]\}?)?)"
-)
-_LITERAL: Final = re.compile(
-    r"(?P<sign>[-+]?)\s*(?P<currency>[$€£¥]?)\s*(?P<sign2>-?)\s*(?:"
-    r"(?P<whole>\d+)?\s*\\frac\s*(?:\{\s*(?P<n>-?\d+)\s*\}|(?P<n1>\d))\s*(?:\{\s*(?P<d>\d+)\s*\}|(?P<d1>\d))"
-    r"|(?:(?P<whole2>\d+)\s+)?(?P<n2>\d+)\s*/\s*(?P<d2>\d+)"
-    r"|(?P<decimal>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:[eE](?P<exponent>[+-]?\d{1,3}))?"
-    rf")\s*(?P<percent>%|percent\b)?(?P<unit>(?:\s*{_UNIT})*)\s*\.?"
-)
 _THOUSANDS: Final = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
 _NAMED: Final = re.compile(r"[a-zA-Z](?:_\{?\w\}?)?(?:\([a-zA-Z]\))?|\\(?:theta|alpha|beta|lambda|mu|phi|angle\s*\w+)")
 _MATRIX: Final = re.compile(r"\\begin\{([pbBvV]?matrix)\}(.*)\\end\{\1\}", re.DOTALL)
@@ -71,51 +32,6 @@ class Comparison:
     exact: bool
 
 
-@dataclass(frozen=True)
-class Literal:
-    """A plain number as written. `unit` is lower case without inner marks; `step` is the last decimal place."""
-
-    value: Fraction
-    percent: bool
-    unit: str
-    step: Fraction
-
-
-def normalize(text: str) -> str:
-    """LaTeX with one spelling for what means the same: fractions, signs, spaces, fonts of single letters."""
-    text = text.translate(ASCII_FORMS)
-    for old, new in _REPLACED:
-        text = text.replace(old, new)
-    text = _DEGREES.sub("", _REMOVED.sub("", text))
-    text = _LETTER_FONT.sub(r" \1 ", text).strip()
-    while (inner := _unwrapped(text)) != text:
-        text = inner
-    return re.sub(r"\s+", " ", text).lstrip(" ;,").rstrip(" .;,")
-
-
-def read_literal(text: str) -> Literal | None:
-    """A plain number: thousands commas, currency, percent, fraction, mixed number, scale word, unit. None for more."""
-    match = _LITERAL.fullmatch(normalize(text))
-    if match is None:
-        return None
-    value, step = _magnitude(match)
-    if value is None:
-        return None
-    words = " ".join(_TEXT.sub(r"\1", match["unit"]).lower().split())
-    scale, _, rest = words.partition(" ")
-    if scale in _SCALES:
-        value, step, words = value * _SCALES[scale], step * _SCALES[scale], rest
-    if "-" in (match["sign"], match["sign2"]):
-        value = -value
-    return Literal(value, bool(match["percent"]), words, step)
-
-
-def is_text(gold: str) -> bool:
-    """Whether a gold is words, such as `\\text{even}` or `Evelyn`, rather than mathematics."""
-    plain = _TEXT.sub(r"\1", normalize(gold))
-    return bool(re.fullmatch(r"[^\W\d_][^\W\d_\s]+(?:[\s-][^\W\d_]+)*", plain)) and "\\" not in plain
-
-
 def compare(gold: str, answer: str) -> Comparison | None:
     """Typed comparison of two answers, gold first; None where this check has no opinion. Bounded in time."""
     if max(len(gold), len(answer)) > LONGEST_ANSWER:
@@ -124,7 +40,7 @@ def compare(gold: str, answer: str) -> Comparison | None:
 
 
 def _compare(gold: str, answer: str, depth: int) -> Comparison | None:  # noqa: PLR0911
-    if _compact(gold) == _compact(answer) and gold:
+    if compact(gold) == compact(answer) and gold:
         return Comparison(True, True)
     if depth > 4 or not gold or not answer:
         return None
@@ -190,7 +106,7 @@ def _compare_equations(gold: str, answer: str, depth: int) -> Comparison | None:
         return _compare(gold, two[-1], depth + 1)
     if len(two) == 1:
         return _compare(one[-1], answer, depth + 1) if _NAMED.fullmatch(one[0]) else None
-    if _compact(one[0]) == _compact(two[0]):
+    if compact(one[0]) == compact(two[0]):
         return _compare(one[-1], two[-1], depth + 1)
     first, second = (_values(f"({sides[0]})-({sides[-1]})") for sides in (one, two))
     if first is None or second is None:
@@ -241,39 +157,6 @@ def _close(one: complex, two: complex) -> bool:
     return abs(one - two) <= 1e-9 * max(abs(one), abs(two), 1e-6)
 
 
-def _magnitude(match: re.Match[str]) -> tuple[Fraction | None, Fraction]:
-    if match["decimal"] is not None:
-        digits = match["decimal"].replace(",", "")
-        exponent = int(match["exponent"] or 0)
-        places = len(digits.partition(".")[2])
-        step = Fraction(10) ** (exponent - places) if places else Fraction(0)
-        return Fraction(digits.rstrip(".")) * Fraction(10) ** exponent, step
-    above = int(match["n"] or match["n1"] or match["n2"])
-    below = int(match["d"] or match["d1"] or match["d2"])
-    whole = int(match["whole"] or match["whole2"] or 0)
-    return (None if below == 0 else whole + Fraction(above, below)), Fraction(0)
-
-
-def _unwrapped(text: str) -> str:
-    text = text.strip()
-    for left, right in (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$")):
-        if len(text) > len(left) + len(right) and text.startswith(left) and text.endswith(right):
-            inside = text[len(left) : -len(right)]
-            if left not in inside:
-                return inside.strip()
-    if text.startswith("{") and text.endswith("}") and _closes_at(text, 0) == len(text) - 1:
-        return text[1:-1].strip()
-    return text
-
-
-def _compact(text: str) -> str:
-    """One spelling for string comparison; words fold case, formulas do not."""
-    plain = re.sub(r"\s+", "", _TEXT.sub(r"\1", text))
-    if match := re.fullmatch(r"\(?([A-Za-z])\)?", plain):
-        return match[1]
-    return plain.casefold() if re.fullmatch(r"[^\W\d_]{3,}", plain) else plain
-
-
 def _matrix(text: str) -> tuple[str, list[str]] | None:
     match = _MATRIX.fullmatch(text.strip())
     if not match:
@@ -291,7 +174,7 @@ def _items(text: str) -> tuple[str, list[str]] | None:
         return (",", [text.replace("\\pm", "+"), text.replace("\\pm", "-")]) if text.count("\\pm") == 1 else None
     for left, rights in _BRACKETS.items():
         right = next((right for right in rights if text.endswith(right)), None)
-        if text.startswith(left) and right and _closes_at(text, len(left) - 1) == len(text) - 1:
+        if text.startswith(left) and right and closes_at(text, len(left) - 1) == len(text) - 1:
             parts = _split_commas(text[len(left) : -len(right)])
             return (left + right, parts) if len(parts) > 1 or left == "\\{" else None
     parts = _split_commas(text)
@@ -308,16 +191,6 @@ def _split_commas(text: str) -> list[str]:
             parts.append(text[start:index].strip())
             start = index + 1
     return [*parts, text[start:].strip()]
-
-
-def _closes_at(text: str, opening: int) -> int:
-    """Index of the bracket that closes the one at `opening`, whatever its kind; −1 where none does."""
-    depth = 0
-    for index in range(opening, len(text)):
-        depth += (text[index] in "([{") - (text[index] in ")]}")
-        if depth == 0:
-            return index
-    return -1
 
 
 def _singular(unit: str) -> str:

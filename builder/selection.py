@@ -11,12 +11,11 @@ from builder.config import Recipe, Stage
 from builder.errors import TableError, UsageError
 from builder.features import update_features
 from builder.identity import canonical_json, sha256_hex
-from builder.models import student_id
 from builder.rules import SqlFile, Value, catalogue, check_parameters, find_sql, load_sql
 from builder.schema import MARGINS
 from builder.sqlcheck import check_expression, check_order
 from builder.sqlrun import Limits, Step, rule_step, run_steps, selector_step
-from builder.staging import build_staging
+from builder.staging import build_staging, staging_variables
 from builder.store import Run
 
 DEFAULT_STAGES: Final = {"train": Stage()}
@@ -100,10 +99,7 @@ def select(
         if stage.kind == "reward" and not run.read("pairs", ["prompt_id"]).height:
             raise TableError(f"Stage {name!r} is of kind reward, but this run has no preference pairs (table pairs).")
     new_features = update_features(run)
-    staged: dict[str, str | None] = {
-        "student_id": student_id(recipe.student) if recipe.student else None,
-        "selection_order": recipe.selection.order,
-    }
+    staged = staging_variables(recipe)
     build_staging(run, staged)
     found = run_steps(run.database, selection_steps(plan, recipe), plan.variables, limits=limits)
     result = _result(plan, found, new_features)
@@ -152,8 +148,8 @@ def selection_steps(plan: Plan, recipe: Recipe) -> list[Step]:
     )
     rejections = f"({rejected}) as broken" if rejected else "stg_rejections where false"
     teacher = "select response_id, prompt_id, temperature, completion_tokens from stg_responses where role = 'teacher'"
-    unbroken = "anti join (select distinct response_id from stg_rejections) as broken using (response_id)"
-    lost = "" if order == "rules-first" else unbroken
+    unbroken = "select * from teacher anti join (from stg_rejections) as broken using (response_id)"
+    to_rank = "unbroken" if order == "rules-first" else "teacher"
     return [
         *[rule_step(rule, name) for rule, name in broken],
         Step("teacher replies", teacher, "teacher"),
@@ -164,13 +160,10 @@ def selection_steps(plan: Plan, recipe: Recipe) -> list[Step]:
             "stg_rejections",
             fetch=True,
         ),
-        Step(
-            "survivors",
-            f"select response_id, prompt_id, temperature from teacher {unbroken if order == 'rules-first' else ''}",
-            "survivors",
-        ),
+        Step("replies that break no rule", unbroken, "unbroken"),
+        Step("survivors", f"select response_id, prompt_id, temperature from {to_rank}", "survivors"),
         selector_step(plan.selector, "ranked"),
-        Step("kept", f"select response_id, rank from ranked {lost} where rank <= {keep}", "kept"),
+        Step("kept", f"from ranked semi join unbroken using (response_id) where rank <= {keep}", "kept"),
         Step(
             "kept rows",
             "select c.*, kept.rank from stg_candidates as c join kept on kept.response_id = c.response_id",
@@ -179,7 +172,7 @@ def selection_steps(plan: Plan, recipe: Recipe) -> list[Step]:
         ),
         Step("prompts with a gold", "select * from stg_prompts where gold is not null", "prompts_with_gold", view=True),
         *_stage_steps(plan, recipe.generation.seed),
-        Step("totals", _totals(plan, unbroken), "totals", fetch=True),
+        Step("totals", _totals(plan), "totals", fetch=True),
         Step("funnel", load_sql("reports", catalogue("reports")["funnel"]).text, "funnel", fetch=True),
     ]
 
@@ -217,28 +210,26 @@ def _stage_steps(plan: Plan, seed: int) -> list[Step]:
     ]
 
 
-def _totals(plan: Plan, unbroken: str) -> str:
+def _totals(plan: Plan) -> str:
     """One row of counts; spread is measured at the recipe's teacher margin."""
     margin = plan.variables.get("teacher_margin", 0.1)
     slot = MARGINS.index(margin) + 1 if margin in MARGINS else 1
     return f"""
 with
-survivor as (select * from teacher {unbroken}),
 choice as (
     select prompt_id, temperature, count(*) > 1 as has_choice,
         coalesce(max(teacher_counts[{slot}]) > min(teacher_counts[{slot}]), false) as has_spread
-    from survivor left join stg_scores using (response_id) group by all
-),
-outranked as (select * from survivor anti join kept using (response_id))
+    from unbroken left join stg_scores using (response_id) group by all
+)
 select
     (select count(*) from teacher) as replies,
-    (select count(*) from survivor) as survivors,
+    (select count(*) from unbroken) as survivors,
     (select count(*) from kept) as kept,
     (select count(*) from ranked) as ranked,
     (select count(*) from survivors) as to_rank,
     (select avg(completion_tokens) from teacher semi join kept using (response_id)) as mean_tokens_kept,
     (select avg(completion_tokens) from teacher anti join kept using (response_id)) as mean_tokens_dropped,
-    (select avg(completion_tokens) from outranked) as mean_tokens_outranked,
+    (select avg(completion_tokens) from unbroken anti join kept using (response_id)) as mean_tokens_outranked,
     (select count(distinct prompt_id) from teacher) as prompts,
     (select count(distinct prompt_id) from choice where has_choice) as prompts_with_choice,
     (select count(distinct prompt_id) from choice where has_choice and has_spread) as prompts_with_spread

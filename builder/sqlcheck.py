@@ -88,6 +88,8 @@ def _parse_fragment(sql: str, text: str, what: str) -> Tree:
     )
     if not alone or ";" in _without_strings(text):
         raise SqlError(f"{what} is {text!r}: more than one expression. Leave out from, where, limit and semicolons.")
+    if any(function_name(node) == "getvariable" for node in walk(tree)):
+        raise SqlError(f"{what} reads a variable; only rules and selectors have parameters. Write the value itself.")
     return tree
 
 

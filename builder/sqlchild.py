@@ -34,7 +34,8 @@ def limit_process(limits: dict[str, int]) -> None:
     for name, value in (
         ("RLIMIT_CORE", 0),
         ("RLIMIT_CPU", limits["seconds"] * limits["threads"] + 5),
-        ("RLIMIT_FSIZE", limits["temp_mb"] * megabyte),
+        # DuckDB stops earlier, with a message; results come on top of what it may spill.
+        ("RLIMIT_FSIZE", (limits["temp_mb"] * 2 + 1024) * megabyte),
         # DuckDB counts its buffers; code, stacks and reserved address space come on top.
         ("RLIMIT_AS", (limits["memory_mb"] * 2 + 4096 + 64 * limits["threads"]) * megabyte),
     ):

@@ -8,8 +8,10 @@ from typing import Any, Final
 
 import duckdb
 
+from builder.config import Recipe
 from builder.errors import TableError
 from builder.identity import sha256_hex
+from builder.models import student_id
 from builder.resources import resource
 from builder.schema import TABLES
 from builder.store import Run, check_schema
@@ -44,10 +46,18 @@ STAGED: Final = (
 )
 
 
+def staging_variables(recipe: Recipe) -> dict[str, str | None]:
+    """What of a recipe decides the staged rows: whose scores count, and which replies a selector ranks."""
+    return {
+        "student_id": student_id(recipe.student) if recipe.student else None,
+        "selection_order": recipe.selection.order,
+    }
+
+
 def build_staging(run: Run, variables: Mapping[str, str | None]) -> list[str]:
     """Bring run.duckdb up to date in one transaction; names of what was rebuilt or extended.
 
-    `variables` are `student_id` and `selection_order`. A crash leaves the database as it was; one that cannot be
+    `variables` come from `staging_variables`. A crash leaves the database as it was; one that cannot be
     opened is built anew, because it is never the only copy of anything. Raises TableError where another program holds
     it, where a part breaks its schema, or where a key comes twice.
     """
@@ -71,7 +81,7 @@ def build_staging(run: Run, variables: Mapping[str, str | None]) -> list[str]:
 
 
 def _open(path: Path) -> duckdb.DuckDBPyConnection:
-    config = {"python_enable_replacements": "false"}
+    config: dict[str, str | bool | int | float | list[str]] = {"python_enable_replacements": "false"}
     try:
         return duckdb.connect(str(path), config=config)
     except duckdb.Error as error:

@@ -9,8 +9,9 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
 
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927),
     without continuity correction; recommended over p ± z·sqrt(p(1−p)/n) by Brown, Cai and DasGupta, Statistical
-    Science 16 (2001): it has width also at 0 and at n successes, and never leaves [0, 1]. Trials must be independent: for several samples
-    of one question it is too narrow. No trials give (0, 1). Raises ValueError for counts or a confidence out of range.
+    Science 16 (2001): it has width also at 0 and at n successes, and never leaves [0, 1]. Trials must be independent:
+    for several samples of one question it is too narrow. No trials give (0, 1). Raises ValueError for counts or a
+    confidence out of range.
     """
     if not 0 <= successes <= trials:
         raise ValueError(f"{successes} successes in {trials} trials is impossible")

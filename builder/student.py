@@ -55,6 +55,7 @@ class LocalStudent:
         try:
             import torch
             from transformers import AutoModelForCausalLM, AutoTokenizer
+            from transformers.utils import logging
         except ImportError as error:
             raise ScoreError(
                 f"Scoring with a local student needs torch and transformers ({error}). "
@@ -65,6 +66,7 @@ class LocalStudent:
                 f"Student {student.model!r} is not pinned. Scores of an unknown version cannot be compared or rebuilt; "
                 "set student.revision to the full commit id."
             )
+        logging.disable_progress_bar()
         self.student = student
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         revision = None if Path(student.model).is_dir() else student.revision

@@ -32,7 +32,8 @@ from importlib.metadata import version
 from typing import Final, Literal
 
 from builder.answers import LONGEST_ANSWER, extract_choice, extract_math, extract_words, final_part, last_boxed
-from builder.quantity import Comparison, compare, is_text, read_literal
+from builder.literals import is_text, read_literal
+from builder.quantity import Comparison, compare
 
 Verdict = Literal["correct", "wrong", "unscorable", "timeout", "error"]
 
@@ -45,7 +46,7 @@ _BY_GOLD_TYPE: Final = {
     "exact_text": "exact",
 }
 _RULES: Final = "1"
-"""Version of the rules in this module, `answers`, `quantity` and `formula`: a new number recomputes stored verdicts."""
+"""Version of the rules here and in `answers`, `literals`, `quantity`, `formula`, `arithmetic`: a new number recomputes stored verdicts."""
 
 
 @dataclass(frozen=True)

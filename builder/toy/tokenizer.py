@@ -69,7 +69,7 @@ def build_tokenizer(vocabulary: int, seed: int = 0) -> "PreTrainedTokenizerFast"
     bodies = (text.replace(THINK_START, "").replace(THINK_END, "") for text in texts)
     core.train_from_iterator(bodies, trainer)
     core.add_tokens(thinking)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=core,
         eos_token=TURN_END,
         pad_token=PAD,

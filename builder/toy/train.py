@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from builder.toy.task import Problem, problems, reply, wrong_arithmetic
 from builder.toy.tokenizer import (
     MAX_POSITIONS,
-    PAD,
     STUDENT_VOCABULARY,
     TEACHER_VOCABULARY,
     TURN_END,
@@ -30,8 +29,8 @@ TEACHER = Path(__file__).resolve().parent / "teacher"
 SYSTEM_PROMPT = "You are a helpful assistant."
 SYSTEM_SHARE = 0.2  # of the training prompts, so that a recipe may send one or not
 
-TEACHER_SIZE = {"hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 4}
-STUDENT_SIZE = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3}
+TEACHER_SIZE: dict[str, Any] = {"hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 4}
+STUDENT_SIZE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3}
 TEACHER_STEPS = 3000
 STUDENT_STEPS = 150
 BATCH = 16  # more steps beat larger batches on two cores
@@ -63,12 +62,11 @@ def make_student(out: Path, seed: int = 0, steps: int = STUDENT_STEPS, threads: 
     return _save(model, tokenizer, out)
 
 
-def _new_model(tokenizer: "PreTrainedTokenizerFast", size: dict[str, int], heads: int, seed: int) -> "Qwen3ForCausalLM":
+def _new_model(tokenizer: "PreTrainedTokenizerFast", size: dict[str, Any], heads: int, seed: int) -> "Qwen3ForCausalLM":
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)
-    ends = tokenizer.convert_tokens_to_ids([TURN_END, PAD])
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         num_attention_heads=heads,
@@ -78,8 +76,8 @@ def _new_model(tokenizer: "PreTrainedTokenizerFast", size: dict[str, int], heads
         tie_word_embeddings=True,
         initializer_range=0.08,  # models this narrow start several times faster than with 0.02
         bos_token_id=None,
-        eos_token_id=ends[0],
-        pad_token_id=ends[1],
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
         dtype="float32",
         **size,
     )
@@ -125,7 +123,7 @@ def _fit(
         optimizer.zero_grad(set_to_none=True)
         if log and step % 100 == 0:
             log(f"step {step}/{steps}  loss {loss.item():.4f}  {time.monotonic() - began:.0f} s")
-    model.eval()
+    model.train(False)
     torch.set_num_threads(before)
 
 

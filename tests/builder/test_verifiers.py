@@ -1,0 +1,302 @@
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builder.answers import extract_choice, extract_math, final_part, last_boxed
+from builder.arithmetic import Unreadable, evaluate
+from builder.formula import parse_formula
+from builder.literals import read_literal
+from builder.quantity import compare
+from builder.verifiers import (
+    Open,
+    Outcome,
+    default_verifier,
+    first_checks,
+    math_verify_vote,
+    settle,
+    verifier_version,
+    verify_answer,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (r"\boxed{1} then \boxed{2}", "2"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{a \boxed{b}}", r"a \boxed{b}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"{ stray \boxed{3}", "3"),
+        (r"\boxed{3} and \boxed{4", "3"),
+        (r"\boxed{4", None),
+        ("none", None),
+    ],
+)
+def test_the_last_balanced_box_is_the_answer(text: str, content: str | None) -> None:
+    assert last_boxed(text) == content
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer"),
+    [
+        ("So it is 7.\n#### 1,234", "1,234"),
+        ("The answer is **42 apples**.\n\nI checked it in 3 ways.", "42"),
+        ("She pays $5, gets 3 back, and has $2.", "$2"),
+        (r"The probability is $\frac{3}{4}$.", r"\frac{3}{4}"),
+        (r"Hence $ \frac{3}{4} $", r"\frac{3}{4}"),
+        (r"\frac{3}{4}", r"\frac{3}{4}"),
+        (r"We get \(x = 5\).", "x = 5"),
+        ("10-3 = 7 apples", "7"),
+        ("the product x2 is H2O", None),
+        ("I cannot tell.", None),
+    ],
+)
+def test_without_a_box_the_answer_is_marked_anchored_or_last(reply: str, answer: str | None) -> None:
+    assert extract_math(reply) == answer
+
+
+def test_only_the_part_after_thinking_and_inside_answer_tags_counts() -> None:
+    assert final_part("1 </think> so 2 <answer> 3 </answer>") == "3"
+    assert final_part("<answer>4") == "4"
+    assert final_part("so 5 <answer></answer>") == "so 5"
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [
+        ("C", "C"),
+        ("(c)".upper(), "C"),
+        ("C) the third", "C"),
+        ("The answer is (C).", "C"),
+        ("Both A and B fail; the correct option is C because A is wrong", "C"),
+        (r"\boxed{\text{C}}", "C"),
+        ("**Answer: C**", "C"),
+        ("A man walks", None),
+        ("Mitochondria", None),
+    ],
+)
+def test_choices_are_read_as_people_write_them(reply: str, letter: str | None) -> None:
+    assert extract_choice(reply) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("72", Fraction(72)),
+        ("1,000.50", Fraction(2001, 2)),
+        (r"5,\!866,\!608", Fraction(5866608)),
+        ("10{,}000", Fraction(10000)),
+        (r"-\$0.20", Fraction(-1, 5)),
+        ("$-3", Fraction(-3)),
+        ("−3", Fraction(-3)),
+        (".5", Fraction(1, 2)),
+        ("3/4", Fraction(3, 4)),
+        ("1 1/2", Fraction(3, 2)),
+        (r"1\frac{1}{2}", Fraction(3, 2)),
+        (r"\frac78", Fraction(7, 8)),
+        (r"60^{\circ}", Fraction(60)),
+        (r"40\text{ points}", Fraction(40)),
+        ("5 cm^2", Fraction(5)),
+        ("6.29 million", Fraction(6290000)),
+        ("3e8", Fraction(3 * 10**8)),
+        ("1/0", None),
+        ("5x", None),
+        ("1,23", None),
+        ("", None),
+    ],
+)
+def test_plain_numbers_are_read_exactly(text: str, value: Fraction | None) -> None:
+    literal = read_literal(text)
+    assert (literal.value if literal else None) == value
+
+
+@given(st.fractions(), st.sampled_from(["{n}/{d}", r"\frac{{{n}}}{{{d}}}", r"\dfrac{{{n}}}{{{d}}}"]))
+def test_a_fraction_equals_itself_and_not_its_successor(value: Fraction, form: str) -> None:
+    text = form.format(n=abs(value.numerator), d=value.denominator)
+    sign = "-" if value < 0 else ""
+    same = compare(f"{value.numerator}/{value.denominator}", sign + text)
+    other = compare(f"{value.numerator + value.denominator}/{value.denominator}", sign + text)
+    assert same and same.equal and same.exact
+    assert other and not other.equal and other.exact
+
+
+@given(st.integers(-(10**12), 10**12), st.integers(0, 5))
+def test_commas_and_trailing_zeros_change_no_number(value: int, zeros: int) -> None:
+    written = f"{value:,}" + ("." + "0" * zeros if zeros else "")
+    found = compare(str(value), written)
+    assert found and found.equal and found.exact
+
+
+_formula = st.recursive(
+    st.integers(0, 9).map(str) | st.sampled_from(["x", "y", r"\pi"]),
+    lambda inner: st.tuples(inner, st.sampled_from(["+", "-", "*"]), inner).map(lambda three: f"({''.join(three)})"),
+    max_leaves=8,
+)
+
+
+@given(_formula, _formula)
+def test_sums_commute_and_adding_one_is_noticed(one: str, two: str) -> None:
+    same, other = compare(f"{one}+{two}", f"{two}+{one}"), compare(f"{one}+{two}", f"{two}+{one}+1")
+    assert same and same.equal
+    assert other and not other.equal
+
+
+@given(st.text(alphabet="\\{}[]()$^_+-*/=.,%!| 0129abxfrcsqtboei\n", max_size=60), st.text(max_size=60))
+def test_no_text_breaks_the_checks_that_run_in_this_process(one: str, two: str) -> None:
+    for verifier in ("math", "choice", "exact"):
+        for gold, answer in ((one, two), (two, one), ("5", one), (one, one)):
+            assert isinstance(first_checks(gold, verifier, answer), Open | Outcome)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "equal"),
+    [
+        (r"\frac{\sqrt5-1}{2}", r"\frac{-1+\sqrt{5}}{2}", True),
+        (r"36x \sqrt{35x}", r"36x\sqrt{35}\sqrt{x}", True),
+        (r"\frac{2}{3}\pi", r"2\pi/3", True),
+        (r"2 \tan x", r"2\tan(x)", True),
+        (r"1 \pm \sqrt{2}", r"1-\sqrt2, 1+\sqrt2", True),
+        ("0,1", "1, 0", True),
+        ("(1,2)", "(2,1)", False),
+        ("[1,2)", "(1,2)", False),
+        ("x=5", "2x=10", True),
+        ("5", "x = 2+3 = 5", True),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ \frac{4}{2} \end{pmatrix}", True),
+        ("50", r"50\%", True),
+        ("0.5", "50%", True),
+        ("50", "0.5", False),
+        (r"\text{(E)}", "E", True),
+        ("0.333", "1/3", None),  # may be a rounding: no opinion
+        ("10 mm", "10 cm", None),
+        ("1 < x", "x > 1", None),
+        ("5", "9^{9^{9^9}}", None),
+        ("x", "(" * 200 + "x" + ")" * 200, None),
+    ],
+)
+def test_typed_comparison(gold: str, answer: str, equal: bool | None) -> None:
+    found = compare(gold, answer)
+    assert (found.equal if found else None) is equal
+
+
+def test_formulas_of_rationals_stay_exact_and_sizes_are_bounded() -> None:
+    assert evaluate(parse_formula(r"\binom{5}{2} + 3! - 2^{-1}"), {}) == Fraction(31, 2)
+    with pytest.raises(Unreadable):
+        evaluate(parse_formula("9^{9^9}"), {})
+    with pytest.raises(Unreadable):
+        parse_formula("1 000")
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        (r"1-1/\mathrm{e}", r"1+1/\mathrm{e}"),
+        ("4", r"4\sqrt(2)"),
+        ("4", r"4\sqrt{2}"),
+        ("1/2^{99}", "1/2^{98}"),
+        ("3*x-1*y+13=0", "3x+4y+14=0"),
+    ],
+)
+def test_known_false_positives_of_math_verify_are_not_correct(gold: str, answer: str) -> None:
+    assert verify_answer(gold, "latex", rf"\boxed{{{answer}}}").verdict != "correct"
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [(r"1-1/\mathrm{e}", r"1+1/\mathrm{e}"), ("4", r"4\sqrt{2}"), ("3*x-1*y+13=0", "3x+4y+14=0")],
+)
+def test_they_are_not_correct_whatever_math_verify_says(gold: str, answer: str) -> None:
+    first = first_checks(gold, "math", rf"\boxed{{{answer}}}")
+    assert isinstance(first, Open)
+    assert settle(first, "correct").verdict == "unscorable"
+
+
+def test_known_false_negative_of_math_verify_is_not_wrong() -> None:
+    outcome = verify_answer(r"\sqrt{1/n}", "latex", r"\boxed{\frac{1}{\sqrt{n}}}")
+    assert outcome.votes == ("typed:correct", "math-verify:wrong")
+    assert outcome.verdict == "unscorable"
+
+
+def test_a_false_positive_that_only_math_verify_reads_is_not_caught() -> None:
+    assert verify_answer("f(x)=0", "latex", r"\boxed{\forall x>0, f(x)=0}").verdict == "correct"
+
+
+@pytest.mark.parametrize(
+    ("typed", "vote", "verdict"),
+    [
+        ("correct", "correct", "correct"),
+        ("wrong", "wrong", "wrong"),
+        ("correct", "wrong", "unscorable"),
+        ("wrong", "correct", "unscorable"),
+        ("unscorable", "correct", "correct"),
+        ("unscorable", "wrong", "wrong"),
+        ("correct", "unscorable", "correct"),
+        ("wrong", "timeout", "wrong"),
+        ("unscorable", "timeout", "timeout"),
+        ("unscorable", "error", "error"),
+        ("unscorable", "unscorable", "unscorable"),
+    ],
+)
+def test_checks_with_an_opinion_decide_if_they_agree(typed: str, vote: str, verdict: str) -> None:
+    outcome = settle(Open("g", "a", typed), vote)  # type: ignore[arg-type]
+    assert outcome.verdict == verdict
+    assert outcome.votes == (f"typed:{typed}", f"math-verify:{vote}")
+
+
+@pytest.mark.parametrize(
+    ("gold", "gold_type", "answer", "verdict"),
+    [
+        ("72", "number", "She sold 72 clips.", "correct"),
+        ("72", "number", "She sold 27 clips.", "wrong"),
+        ("073", "integer", r"\boxed{73}", "correct"),
+        ("7", "integer", "7.0", "correct"),
+        ("7.5", "integer", "7.5", "unscorable"),
+        ("seven", "number", "7", "unscorable"),
+        ("", "number", "7", "unscorable"),
+        ("7", "number", "", "wrong"),
+        ("7", "number", None, "wrong"),
+        ("7", "number", "I cannot tell.", "wrong"),
+        (r"\text{even}", "latex", "The answer is even.", "correct"),
+        ("C", "choice", "The answer is C.", "correct"),
+        ("C", "choice", "The answer is D.", "wrong"),
+        ("C", "choice", "mitochondria", "unscorable"),
+        ("C", "choice", "", "wrong"),
+        ("the third", "choice", "C", "unscorable"),
+        ("yes no", "exact_text", " yes  no.", "correct"),
+        ("yes no", "exact_text", "The answer is yes no.", "correct"),
+        ("yes no", "exact_text", "Yes no", "wrong"),
+        ("yes no", "exact_text", "", "wrong"),
+        ("", "exact_text", "", "unscorable"),
+        (r"\frac{1}{3}", "latex", r"\boxed{0.333333}", "correct"),
+        (r"(-\infty, 3]", "latex", r"$x \le 3$", "wrong"),
+    ],
+)
+def test_verdicts(gold: str, gold_type: str, answer: str | None, verdict: str) -> None:
+    assert verify_answer(gold, gold_type, answer).verdict == verdict
+
+
+def test_a_cut_reply_counts_only_with_a_complete_box() -> None:
+    assert verify_answer("4", "number", r"so \boxed{42", cut=True) == Outcome("wrong", None, ("typed:wrong",))
+    assert verify_answer("42", "number", r"\boxed{42} and let me", cut=True).verdict == "correct"
+    assert verify_answer("C", "choice", "the answer is C", cut=True).verdict == "wrong"
+
+
+def test_math_verify_abstains_on_what_it_cannot_read() -> None:
+    assert math_verify_vote("5", r"\frac{") == "unscorable"
+    assert math_verify_vote(r"\sqrt{8}", r"2\sqrt{2}") == "correct"
+
+
+def test_gold_types_without_a_verifier_have_none() -> None:
+    assert [default_verifier(kind) for kind in ("number", "latex", "choice", "exact_text")] == [
+        "math",
+        "math",
+        "choice",
+        "exact",
+    ]
+    assert [default_verifier(kind) for kind in ("python_tests", "ifeval", "reference_text", None)] == [None] * 4
+
+
+def test_the_version_names_the_library() -> None:
+    assert "math-verify" in verifier_version("math")
+    assert "math-verify" not in verifier_version("choice")

@@ -1,0 +1,208 @@
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builder import verify as verify_module
+from builder.errors import UsageError, VerifyError
+from builder.store import Run, columns_table
+from builder.supervised import supervised
+from builder.verify import Item, verify, verify_answers
+
+
+def prompt(name: str, gold: str | None, gold_type: str | None, verifier: str | None = None) -> dict[str, Any]:
+    return {
+        "prompt_id": name,
+        "messages": [{"role": "user", "content": name}],
+        "gold": gold,
+        "gold_type": gold_type,
+        "verifier": verifier,
+        "sources": [],
+        "gold_conflicts": 0,
+    }
+
+
+def reply(name: str, prompt_id: str, answer: str | None, role: str = "teacher", finish: str = "stop") -> dict[str, Any]:
+    return {
+        "response_id": name,
+        "prompt_id": prompt_id,
+        "role": role,
+        "model": "m",
+        "sample_index": 0,
+        "temperature": 1.0,
+        "answer": answer,
+        "reasoning_format": "none",
+        "finish_reason": finish,
+        "tool_calls": 0,
+        "replaced_characters": 0,
+        "prefix_chars": 0,
+    }
+
+
+def run_with(folder: Path, prompts: list[dict[str, Any]], replies: list[dict[str, Any]]) -> Run:
+    run = Run(folder)
+    run.append("prompts", columns_table("prompts", prompts))
+    run.append("responses", columns_table("responses", replies))
+    return run
+
+
+def verdicts(run: Run) -> dict[str, str]:
+    return dict(run.read("verdicts", ["response_id", "verdict"]).sort("response_id").iter_rows())
+
+
+def test_every_reply_has_a_verdict_or_is_counted(tmp_path: Path) -> None:
+    run = run_with(
+        tmp_path,
+        [
+            prompt("math", "72", "number"),
+            prompt("pick", "C", "choice"),
+            prompt("text", "even", "latex", verifier="exact"),
+            prompt("open", None, None),
+            prompt("blank", " ", "number"),
+            prompt("code", "assert f()", "python_tests"),
+            prompt("bad", "seventy", "number"),
+        ],
+        [
+            reply("a", "math", "It is 72."),
+            reply("b", "math", "It is 71."),
+            reply("c", "math", None, finish="length"),
+            reply("d", "pick", "The answer is C.", role="eval"),
+            reply("e", "text", "even", role="mixed"),
+            reply("f", "open", "whatever"),
+            reply("g", "blank", "5"),
+            reply("h", "code", "def f(): ..."),
+            reply("i", "bad", "70", role="rewrite"),
+            reply("j", "math", "72", role="student"),
+            reply("k", "math", "72", role="judge"),
+            reply("l", "gone", "72"),
+        ],
+    )
+    result = verify(run)
+    assert verdicts(run) == {
+        "a": "correct",
+        "b": "wrong",
+        "c": "wrong",
+        "d": "correct",
+        "e": "correct",
+        "i": "unscorable",
+    }
+    assert (result.computed, result.kept) == (6, 0)
+    assert result.verdicts == {"correct": 3, "wrong": 2, "unscorable": 1}
+    assert result.by_verifier["choice"] == {"correct": 1}
+    assert result.without_gold == 2
+    assert result.not_verifiable == {"python_tests": 1}
+
+
+def test_a_second_run_computes_only_what_is_missing(tmp_path: Path) -> None:
+    run = run_with(tmp_path, [prompt("p", "1", "number")], [reply("a", "p", "1"), reply("b", "p", "2")])
+    assert verify(run).computed == 2
+    assert verify(run).computed == 0
+    run.append("responses", columns_table("responses", [reply("c", "p", "1"), reply("a", "p", "1")]), shard=1)
+    result = verify(run, shard=1)
+    assert (result.computed, result.kept, result.verdicts) == (1, 2, {"correct": 2, "wrong": 1})
+    assert [path.name for path in run.parts("verdicts")] == ["part-000-00000.parquet", "part-001-00000.parquet"]
+
+
+def test_another_version_replaces_the_verdicts_of_that_verifier_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_with(
+        tmp_path,
+        [prompt("p", "1", "number"), prompt("q", "C", "choice")],
+        [reply("a", "p", "1"), reply("b", "q", "C")],
+    )
+    verify(run)
+    monkeypatch.setattr(verify_module, "verifier_version", lambda name: "2" if name == "math" else "1")
+    assert verify(run).computed == 1
+    rows = run.read("verdicts", ["response_id", "verifier_version"]).sort("response_id").rows()
+    assert rows == [("a", "2"), ("b", "1")]
+
+
+def test_an_interrupted_run_keeps_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_with(tmp_path, [prompt("p", "1", "number")], [reply(f"r{n}", "p", str(n)) for n in range(5)])
+    monkeypatch.setattr(verify_module, "CHUNK", 2)
+    seen: list[tuple[int, int]] = []
+
+    def interrupt(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        verify(run, progress=interrupt)
+    assert seen == [(2, 5), (4, 5)]
+    assert len(verdicts(run)) == 4
+    assert verify(run).computed == 1
+    assert list(verdicts(run)) == ["r0", "r1", "r2", "r3", "r4"]
+
+
+def test_an_unknown_verifier_is_named_before_any_work(tmp_path: Path) -> None:
+    run = run_with(tmp_path, [prompt("p", "1", "number", verifier="maths")], [reply("a", "p", "1")])
+    with pytest.raises(UsageError, match=r"'maths'.*math, choice, exact"):
+        verify(run)
+
+
+def test_a_run_without_replies_has_no_verdicts(tmp_path: Path) -> None:
+    assert verify(Run(tmp_path)).verdicts == {}
+
+
+HOSTILE = [
+    r"\boxed{9^{9^{9^9}}}",
+    r"\boxed{\sum_{n=1}^{10^{12}} \frac{1}{n^{n}}}",
+    "\\boxed{" + "{" * 1900 + "5x" + "}" * 1900 + "}",
+    "\\frac{1}{" * 1_200_000,
+    "\\boxed{" * 1_500_000,
+    "$" * 10_000_000,
+    "\\(" * 5_000_000,
+    "1," * 5_000_000,
+    "the answer is " * 700_000,
+]
+
+
+def test_hostile_answers_end_in_bounded_time_and_harm_no_others() -> None:
+    items = [Item("5", text, "math", "latex") for text in HOSTILE]
+    items += [Item(r"\sqrt{8}", rf"\boxed{{2\sqrt{{{n}}}}}", "math", "latex") for n in (2, 3)]
+    began = time.monotonic()
+    outcomes = verify_answers(items, workers=1, deadline_s=1.0)
+    assert time.monotonic() - began < 20
+    assert [outcome.verdict for outcome in outcomes[:2]] == ["timeout", "timeout"]
+    assert all(outcome.verdict != "correct" for outcome in outcomes[: len(HOSTILE)])
+    assert [outcome.verdict for outcome in outcomes[len(HOSTILE) :]] == ["correct", "wrong"]
+
+
+def misbehave(how: str) -> str:
+    if how == "hang":
+        time.sleep(60)
+    if how == "exit":
+        os._exit(3)
+    if how == "eat":
+        return str(len(bytearray(8 * 1024**3)))
+    if how == "raise":
+        raise SystemExit("no")
+    if how == "print":
+        print("this is no answer", flush=True)
+    return how
+
+
+def test_calls_that_hang_crash_raise_or_eat_memory_cost_only_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    calls = [[how] for how in ("fine", "hang", "exit", "eat", "raise", "print", "fine")]
+    results = supervised("test_verify:misbehave", calls, workers=2, deadline_s=1.0, memory_bytes=4 * 1024**3)
+    by_index = {result.index: (result.status, result.value) for result in results}
+    assert [by_index[index][0] for index in range(7)] == ["ok", "timeout", "error", "error", "error", "ok", "ok"]
+    assert "exit 3" in by_index[2][1]
+    assert "MemoryError" in by_index[3][1]
+    assert by_index[5] == ("ok", "print")
+
+
+def test_a_worker_that_cannot_start_is_one_clear_error() -> None:
+    with pytest.raises(VerifyError, match=r"cannot start.*No module named 'absent'"):
+        list(supervised("absent:function", [[]]))
+
+
+def test_no_calls_start_no_process() -> None:
+    assert list(supervised("absent:function", [])) == []

@@ -1,0 +1,225 @@
+"""The command line: quick, quiet on stdout, one message for an error."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from trainer_toys import edit_manifest
+
+from trainer import cli, data, show
+
+COMMIT = "a" * 40
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *argv: str | Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["trainer", *map(str, argv)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0)
+
+
+def arguments(release: Path, student: Path, output: Path) -> list[str]:
+    return ["--dataset", str(release), "--model", str(student), "--output", str(output), "--recipe", "smoke"]
+
+
+def test_importing_the_command_line_imports_nothing_heavy() -> None:
+    code = "import sys, trainer.cli; print({'torch', 'transformers', 'trl', 'datasets', 'builder'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["plan", "--help"], ["run", "--help"]])
+def test_help_is_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    assert call(monkeypatch, *argv) == 0
+    assert "Usage" in capsys.readouterr().out
+
+
+def test_plan_run_and_plan_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], release: Path, student: Path, tmp_path: Path
+) -> None:
+    common = arguments(release, student, tmp_path / "out")
+    assert call(monkeypatch, "plan", *common, "--json", "defaults.num_train_epochs=2") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [(s["stage"], s["rows"], s["steps"], s["epochs"], s["state"]) for s in plan["stages"]] == [
+        ("low-temperature", 12, 4, 2, "to train"),
+        ("high-temperature", 8, 2, 2, "to train"),
+    ]
+    assert not (tmp_path / "out").exists()
+
+    assert call(monkeypatch, "run", *common, "--json", "--until", "low-temperature") == 0
+    out = capsys.readouterr()
+    assert [stage["trained"] for stage in json.loads(out.out)["stages"]] == [True]
+    assert "stage low-temperature: 12 rows, from base" in out.err
+
+    assert call(monkeypatch, "plan", *common, "--json", "stages.high-temperature.learning_rate=0.5") == 0
+    assert [stage["state"] for stage in json.loads(capsys.readouterr().out)["stages"]] == ["done", "to train"]
+    assert call(monkeypatch, "plan", *common, "--json", "defaults.learning_rate=0.5") == 0
+    stage = json.loads(capsys.readouterr().out)["stages"][0]
+    assert stage["state"] == "differs" and stage["differs"] == ["learning_rate 0.001, now 0.5"]
+
+
+def test_plan_shows_rows_with_masked_and_trained_tokens_apart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], release: Path, student: Path, tmp_path: Path
+) -> None:
+    assert call(monkeypatch, "plan", *arguments(release, student, tmp_path / "out"), "--show", "1") == 0
+    out = capsys.readouterr().out
+    assert "11 + 1?<|im_end|>\n<|im_start|>assistant\n[/masked][trained]<think>\none more than 11\n</think>" in out
+    assert out.count("[trained]") == 2
+
+
+def test_plan_of_a_stage_that_cannot_be_trained_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], release: Path, student: Path, tmp_path: Path
+) -> None:
+    edit_manifest(release, lambda manifest: manifest["schedule"][1].update(kind="grpo", tokens=77))
+    common = arguments(release, student, tmp_path / "out")
+    assert call(monkeypatch, "plan", *common) == 0
+    assert "! high-temperature: this version trains sft stages only" in capsys.readouterr().out
+    assert call(monkeypatch, "run", *common) == 1
+    assert capsys.readouterr().err.startswith("StageError: Stage high-temperature is of kind grpo")
+
+
+def stage_line(number: int, stage: str) -> dict[str, Any]:
+    numbers = {"rows": 105_000, "tokens": 1_450_000_000, "epochs": 6.0, "steps": 12_345, "learning_rate": 5e-5}
+    words = {
+        "config": stage,
+        "kind": "sft",
+        "init": "low-temperature",
+        "state": "to train",
+        "warnings": [],
+        "differs": [],
+    }
+    return {"number": number, "stage": stage} | numbers | words
+
+
+def test_the_table_fits_80_columns_and_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    stages = [stage_line(1, "low-temperature"), stage_line(2, "high-temperature")]
+    dataset = {"source": "org/name@v1", "version": "v1", "commit": COMMIT}
+    content = {"dataset": dataset, "model": {"name": "m", "revision": None}, "recipe": "dasd", "stages": stages}
+    show.plan(Console(width=80, force_terminal=True, color_system=None), content | {"warnings": ["w"]})
+    out = capsys.readouterr().out
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
+    assert " 5e-05 to train" in out and "12,345" in out and "1.45G" in out and "high-temperature" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["--recipe", "dast"], 2, "did you mean 'dasd'"),
+        (["defaults.learning_rat=1"], 2, "did you mean 'learning_rate'"),
+        (["learning_rate=1"], 2, "an override is"),
+        (["--until", "nothing"], 2, "no such stage"),
+        (["--dataset", "nothing"], 1, "neither a release directory"),
+        (["--model", "nothing"], 1, "neither a directory"),
+        (["--nothing"], 2, "No such option"),
+    ],
+)
+def test_mistakes_end_with_one_message_and_a_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], release: Path, student: Path, tmp_path: Path,
+    argv: list[str], code: int, message: str,
+) -> None:  # fmt: skip
+    assert call(monkeypatch, "run", *arguments(release, student, tmp_path / "out"), *argv) == code
+    out = capsys.readouterr()
+    assert message in out.err and "Traceback" not in out.err and out.out == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(MemoryError("too big"), "Unexpected MemoryError: too big"), (OSError(28, "No space left"), "Unexpected OSError")],
+)
+def test_the_unexpected_ends_with_one_message_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], release: Path, student: Path, tmp_path: Path,
+    error: BaseException, message: str,
+) -> None:  # fmt: skip
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(data, "resolve", fail)
+    common = arguments(release, student, tmp_path / "out")
+    assert call(monkeypatch, "run", *common) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(message) and "Traceback" not in err
+    assert call(monkeypatch, "run", *common, "--debug") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.fixture
+def hub(release: Path) -> Iterator[str]:
+    """A loopback Hub with one dataset, org/toy, whose tag v1 is a release."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            resolve = f"/datasets/org/toy/resolve/{COMMIT}/"
+            files = sorted(p for p in release.rglob("*") if p.is_file())
+            if path.startswith(resolve):
+                asked.append(path.removeprefix(resolve))
+                body = (release / asked[-1]).read_bytes()
+            elif path in (f"/api/datasets/org/toy/revision/{name}" for name in ("v1", COMMIT)):
+                names = [{"rfilename": p.relative_to(release).as_posix()} for p in files]
+                body = json.dumps({"id": "org/toy", "sha": COMMIT, "siblings": names}).encode()
+            elif path == f"/api/datasets/org/toy/tree/{COMMIT}":
+                body = json.dumps(
+                    [
+                        {
+                            "type": "file",
+                            "path": p.relative_to(release).as_posix(),
+                            "size": p.stat().st_size,
+                            "oid": "0" * 40,
+                        }
+                        for p in files
+                    ]
+                ).encode()
+            else:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("ETag", f'"{len(body)}-{hash(path)}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_: Any) -> None: ...
+
+    asked: list[str] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    assert not any("candidates" in path for path in asked), "a config that no stage reads was downloaded"
+
+
+def from_hub(hub: str, dataset: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    code = (
+        "import sys; from trainer import data, errors\n"
+        "try: release = data.resolve(sys.argv[1])\n"
+        "except errors.TrainerError as error: sys.exit(str(error))\n"
+        "print(release.commit, release.source, sum(1 for _ in data.read(release, 'low-temperature')))"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": hub, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code, dataset], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_published_version_is_pinned_to_its_commit(hub: str, release: Path, tmp_path: Path) -> None:
+    result = from_hub(hub, "org/toy@v1", tmp_path / "cache")
+    assert result.stdout.split() == [COMMIT, "org/toy@v1", "1"], result.stderr
+    path = release / "data/low-temperature/train-00000-of-00001.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    altered = from_hub(hub, "org/toy@v1", tmp_path / "other")
+    assert altered.returncode == 1 and "was altered" in altered.stderr
+    missing = from_hub(hub, "org/toy@v2", tmp_path / "third")
+    assert missing.returncode == 1 and missing.stderr.startswith("Cannot get dataset org/toy at v2")

@@ -1,0 +1,238 @@
+"""Tokens and labels: what is trained follows exactly what inference prompts, and ends where inference stops."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trainer_toys import CHATML, reply, save_student, train_tokenizer
+
+from trainer import render
+from trainer.errors import ModelError, RenderError
+
+# Qwen3-*-Thinking-2507 opens the think block in its generation prompt and drops thoughts of earlier turns.
+QWEN_THINKING = CHATML.replace("<|im_start|>assistant\n{%", "<|im_start|>assistant\n<think>\n{%").replace(
+    "{{ m.content }}", "{{ m.content.split('</think>')[-1].lstrip('\n') if m.role == 'assistant' else m.content }}"
+)
+LLAMA = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n"
+    "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+# DeepSeek-R1-Distill: drops everything before the closing tag, opens the block without a line break of its own.
+R1_DISTILL = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}<|Assistant|>"
+    "{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% else %}<|User|>{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|Assistant|><think>{% endif %}"
+)
+MESSAGE = "<think>\none more than 7\n</think>\n\n8"
+
+
+@dataclass(frozen=True)
+class Family:
+    template: str
+    eos: str
+    stops: tuple[str, ...]
+    bos: str | None
+    prompt: str  # what inference prompts, written by hand
+    trained: str  # what has to follow, written by hand
+
+
+FAMILIES = {
+    "qwen3-instruct": Family(
+        CHATML, "<|im_end|>", ("<|im_end|>", "<|endoftext|>"), None,
+        "<|im_start|>user\n7 + 1?<|im_end|>\n<|im_start|>assistant\n", f"{MESSAGE}<|im_end|>",
+    ),
+    "qwen3-thinking": Family(
+        QWEN_THINKING, "<|im_end|>", ("<|im_end|>", "<|endoftext|>"), None,
+        "<|im_start|>user\n7 + 1?<|im_end|>\n<|im_start|>assistant\n<think>\n",
+        "one more than 7\n</think>\n\n8<|im_end|>",
+    ),
+    "llama-3": Family(
+        LLAMA, "<|eot_id|>", ("<|eot_id|>",), "<|begin_of_text|>",
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n7 + 1?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n", f"{MESSAGE}<|eot_id|>",
+    ),
+    "gemma": Family(
+        GEMMA, "<eos>", ("<eos>", "<end_of_turn>"), "<bos>",
+        "<bos><start_of_turn>user\n7 + 1?<end_of_turn>\n<start_of_turn>model\n", f"{MESSAGE}<end_of_turn>",
+    ),
+    "r1-distill": Family(
+        R1_DISTILL, "<eos>", ("<eos>",), "<s>",
+        "<s><|User|>7 + 1?<|Assistant|><think>", "\none more than 7\n</think>\n\n8<eos>",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, render.Renderer]:
+    chosen = FAMILIES[request.param]
+    tokenizer = train_tokenizer(chosen.template, eos=chosen.eos, pad="<pad>")
+    if chosen.bos:
+        tokenizer.bos_token = chosen.bos
+    stops = [tokenizer.convert_tokens_to_ids(token) for token in chosen.stops]
+    path = save_student(tmp_path_factory.mktemp(request.param), tokenizer, stops)
+    return chosen, render.load(path, request.param)
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return reply(7, 0, prompt=[{"role": "user", "content": "7 + 1?"}]) | changes
+
+
+def test_trained_tokens_follow_exactly_what_inference_prompts(family: tuple[Family, render.Renderer]) -> None:
+    chosen, renderer = family
+    ((ids, masked),) = renderer.encode([row()])
+    tokenizer = renderer.tokenizer
+    prompted = tokenizer.apply_chat_template(row()["prompt"], add_generation_prompt=True, return_dict=False)
+    assert ids[:masked] == prompted
+    assert tokenizer.decode(ids[:masked]) == chosen.prompt
+    assert tokenizer.decode(ids[masked:]) == chosen.trained
+
+
+def test_think_is_opened_once(family: tuple[Family, render.Renderer]) -> None:
+    _, renderer = family
+    ((ids, _),) = renderer.encode([row()])
+    assert ids.count(renderer.tokenizer.convert_tokens_to_ids("<think>")) == 1
+    assert ids.count(renderer.tokenizer.convert_tokens_to_ids("</think>")) == 1
+
+
+def test_last_trained_token_is_where_inference_stops(family: tuple[Family, render.Renderer]) -> None:
+    _, renderer = family
+    ((ids, _),) = renderer.encode([row()])
+    assert ids[-1] in renderer.stops
+    assert renderer.added_stop is None and renderer.warnings() == []
+
+
+def test_prompt_is_masked_and_everything_after_is_trained(
+    family: tuple[Family, render.Renderer], tmp_path: Path
+) -> None:
+    _, renderer = family
+    rendered = render.write([[row()]], renderer, tmp_path / "a.arrow", stage="s", limit=None, drop=False)
+    item, ((ids, masked),) = rendered.dataset()[0], renderer.encode([row()])
+    assert item["input_ids"] == ids
+    assert item["labels"] == [-100] * masked + ids[masked:]
+    assert (rendered.tokens, rendered.trained_tokens, rendered.longest) == (len(ids), len(ids) - masked, len(ids))
+    assert render.read(tmp_path / "a.arrow") == rendered
+
+
+@pytest.fixture(scope="module")
+def chatml(tmp_path_factory: pytest.TempPathFactory) -> render.Renderer:
+    return render.load(save_student(tmp_path_factory.mktemp("chatml"), train_tokenizer(CHATML)), "chatml")
+
+
+def test_rows_come_in_position_order(chatml: render.Renderer, tmp_path: Path) -> None:
+    rows = [reply(number, position) for number, position in ((1, 2), (2, 0), (3, 1))]
+    rendered = render.write([rows[:2], rows[2:]], chatml, tmp_path / "a.arrow", stage="s", limit=None, drop=False)
+    texts = [chatml.tokenizer.decode(ids) for ids in rendered.dataset()["input_ids"]]
+    assert ["2 + 1?" in texts[0], "3 + 1?" in texts[1], "1 + 1?" in texts[2]] == [True] * 3
+
+
+def test_too_long_rows_are_refused_with_counts(chatml: render.Renderer, tmp_path: Path) -> None:
+    long = reply(2, 1, completion=[{"role": "assistant", "content": "<think>\n" + "so " * 99 + "\n</think>\n\n3"}])
+    options: dict[str, Any] = {"stage": "low-temperature", "limit": 70}
+    with pytest.raises(RenderError, match=r"1 of 2 rows exceed max_length 70 .*first r2"):
+        render.write([[reply(1, 0), long]], chatml, tmp_path / "a.arrow", **options, drop=False)
+    kept = render.write([[reply(1, 0), long]], chatml, tmp_path / "b.arrow", **options, drop=True)
+    assert (kept.order, kept.dropped) == ([0], 1)
+    with pytest.raises(RenderError, match="1 of 1 rows"):
+        render.write([[long]], chatml, tmp_path / "c.arrow", **options, drop=True)
+
+
+def test_a_row_of_exactly_max_length_is_kept(chatml: render.Renderer, tmp_path: Path) -> None:
+    ((ids, _),) = chatml.encode([reply(1, 0)])
+    options: dict[str, Any] = {"stage": "s", "drop": False}
+    assert render.write([[reply(1, 0)]], chatml, tmp_path / "a.arrow", limit=len(ids), **options).order == [0]
+    with pytest.raises(RenderError):
+        render.write([[reply(1, 0)]], chatml, tmp_path / "b.arrow", limit=len(ids) - 1, **options)
+
+
+def test_a_stop_token_spelled_in_a_reply_is_refused(chatml: render.Renderer) -> None:
+    with pytest.raises(RenderError, match="r7 spells a stop token"):
+        chatml.encode([row(completion=[{"role": "assistant", "content": "<think>\na\n</think>\n\n<|im_end|>8"}])])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"prompt": []}, {"completion": []}, {"completion": [{"role": "user", "content": "8"}]}]
+)
+def test_a_row_of_another_shape_is_refused(chatml: render.Renderer, changes: dict[str, Any]) -> None:
+    with pytest.raises(RenderError, match="one assistant message"):
+        chatml.encode([row(**changes)])
+
+
+def make(tmp_path: Path, template: str | None, **tokens: Any) -> render.Renderer:
+    return render.load(
+        save_student(tmp_path / "m", train_tokenizer(template, **tokens), stops=tokens.pop("stops", 0)), "m"
+    )
+
+
+def test_an_answer_without_thoughts_fits_no_template_that_opens_them(tmp_path: Path) -> None:
+    renderer = make(tmp_path, QWEN_THINKING)
+    with pytest.raises(RenderError, match="lacks a <think> block"):
+        renderer.encode([row(completion=[{"role": "assistant", "content": "8"}])])
+
+
+def test_thoughts_fit_no_template_that_closes_them(tmp_path: Path) -> None:
+    closing = QWEN_THINKING.replace("<think>\n{%", "<think>\n\n</think>\n\n{%")
+    with pytest.raises(RenderError, match="has a <think> block"):
+        make(tmp_path, closing).encode([row()])
+
+
+def test_a_role_that_the_template_refuses_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RenderError, match=r"r7: the chat template refuses the prompt: System role not supported"):
+        make(tmp_path, GEMMA, eos="<eos>").encode([reply(7, 0)])
+
+
+def test_an_end_of_turn_that_generation_ignores_is_added_and_told(tmp_path: Path) -> None:
+    renderer = make(tmp_path, CHATML)  # the model's files stop at token 0 only
+    assert renderer.added_stop == "<|im_end|>"
+    assert "checkpoints will" in renderer.warnings()[0]
+
+
+def test_a_template_without_end_of_turn_is_closed_by_eos(tmp_path: Path) -> None:
+    renderer = make(tmp_path, "{% for m in messages %}{{ m.content }}\n{% endfor %}", eos="<eos>")
+    assert renderer.tokenizer.convert_ids_to_tokens(list(renderer.end)) == ["<eos>"]
+
+
+def test_without_pad_token_the_end_of_turn_keeps_its_label(tmp_path: Path) -> None:
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    renderer = make(tmp_path, CHATML, pad=None)
+    assert any("no pad token" in warning for warning in renderer.warnings())
+    rows = [reply(1, 1), row(completion=[{"role": "assistant", "content": "<think>\nx\n</think>\n\n1234567"}])]
+    data = render.write([rows], renderer, tmp_path / "a", stage="s", limit=None, drop=False).dataset()
+    batch = DataCollatorForLanguageModeling(pad_token_id=renderer.tokenizer.eos_token_id)([data[0], data[1]])
+    ends = (batch["labels"] == renderer.end[-1]).sum(dim=1).tolist()
+    assert ends == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("template", "tokens", "message"),
+    [
+        (None, {}, "no chat template"),
+        (CHATML, {"eos": None}, "no eos token"),
+        ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", {}, "loses an assistant's answer"),
+        ("{{ raise_exception('never') }}", {}, "cannot render a turn: never"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_trained_is_refused(
+    tmp_path: Path, template: str | None, tokens: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        make(tmp_path, template, **tokens)
+
+
+def test_a_tokenizer_of_another_model_is_refused(chatml: render.Renderer, tmp_path: Path) -> None:
+    small = render.Renderer(chatml.tokenizer, chatml.end, chatml.stops, vocabulary=100)
+    with pytest.raises(ModelError, match="past the model's last"):
+        render.write([[reply(1, 0)]], small, tmp_path / "a", stage="s", limit=None, drop=False)
+
+
+def test_a_directory_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is not a model"):
+        render.load(tmp_path, "nothing")

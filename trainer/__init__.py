@@ -1,0 +1,5 @@
+"""Trains a student on a release of `builder`, stage by stage. Reads the release, never the builder."""
+
+from importlib.metadata import version
+
+__version__ = version("tempered")

@@ -1,0 +1,127 @@
+"""What a run will do, decided once for `trainer plan` and `trainer run`."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trl import SFTConfig  # type: ignore[attr-defined]
+
+from trainer import config, data, lineage, recipe, render, schedule
+from trainer.errors import StageError
+from trainer.schedule import Stage
+
+TRAINED = "sft"
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
+DEFAULTS = (*BATCH, "num_train_epochs", "max_steps", "learning_rate", "packing")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that is known before anything is trained."""
+
+    release: data.Release
+    recipe: str
+    stages: list[Stage]
+    settings: dict[str, dict[str, Any]]
+    base: lineage.Base
+    renderer: render.Renderer
+    output: Path
+    drop_too_long: bool
+
+    def initial(self, stage: Stage) -> Path:
+        """Directory of the weights that a stage starts from."""
+        earlier = (self.output / other.directory for other in self.stages if other.name == stage.init)
+        return next(earlier, self.base.path)
+
+
+def prepare(
+    dataset: str, model: str, output: str | Path, recipe_name: str | Path, overrides: Iterable[str] = (), *,
+    until: str | None = None, model_revision: str | None = None, drop_too_long: bool = False, weights: bool = True,
+) -> Job:  # fmt: skip
+    """Resolve and check all inputs: recipe first, then data, then model. Raises TrainerError."""
+    how = recipe.load(recipe_name, overrides)
+    release = data.resolve(dataset)
+    stages = schedule.stages(release.manifest.schedule, until)
+    settings = config.settle(how, stages, [stage.name for stage in release.manifest.schedule])
+    for stage in stages:
+        data.check_stage(release, stage)
+    base = lineage.resolve_base(model, model_revision, weights)
+    renderer = render.load(base.path, base.name)
+    return Job(release, how.name, stages, settings, base, renderer, Path(output), drop_too_long)
+
+
+def identity(job: Job, stage: Stage, initial_weights_sha256: str | None) -> dict[str, Any]:
+    """What decides the weights of a stage: a directory with the same record is finished. None is not known."""
+    return {
+        **{"stage": stage.name, "kind": stage.kind, "rowset_hash": stage.rowset_hash},
+        "settings": job.settings[stage.name],
+        "dropped_rows": None if job.drop_too_long else 0,
+        "tokenizer_sha256": lineage.tokenizer_sha256(job.base.path),
+        "base_revision": job.base.revision if initial_weights_sha256 is None and stage.init == "base" else None,
+        "initial_weights_sha256": initial_weights_sha256,
+    }
+
+
+def states(job: Job) -> dict[str, tuple[dict[str, Any] | None, list[str]]]:
+    """By stage: the record that --output holds, and what in it differs from what is asked.
+
+    Where a stage's initial weights are not here yet, its record is compared without them.
+    """
+    base = lineage.weights_sha256(job.base.path) if any(job.base.path.glob("*.safetensors")) else None
+    weights, found = {"base": base}, {}
+    for stage in job.stages:
+        record = lineage.read(job.output / stage.directory)
+        differs = lineage.differences(record, identity(job, stage, weights[stage.init])) if record else []
+        weights[stage.name] = record["weights_sha256"] if record and not differs else None
+        found[stage.name] = (record, differs)
+    return found
+
+
+def refuse_other_work(directory: Path, differs: list[str]) -> None:
+    if differs:
+        raise StageError(
+            f"{directory} holds this stage trained otherwise ({'; '.join(differs)}). Finished weights are never "
+            "overwritten: choose another --output, or remove that directory to train the stage again."
+        )
+
+
+def rendered(job: Job, stage: Stage, folder: Path) -> render.Rendered:
+    """The stage's rows as tokens below `folder`, rendered unless they are there."""
+    path, limit = folder / f"{stage.directory}.arrow", job.settings[stage.name]["max_length"]
+    return render.read(path) or render.write(
+        data.read(job.release, stage.config), job.renderer, path, stage=stage.name, limit=limit, drop=job.drop_too_long
+    )
+
+
+def report(job: Job, rows: dict[str, render.Rendered]) -> dict[str, Any]:
+    """The plan as `--json` prints it. Stages of kinds that are not trained have no entry in `rows`."""
+    held = states(job)
+    return {
+        **{"dataset": job.release.origin, "recipe": job.recipe, "output": str(job.output)},
+        "model": {"name": job.base.name, "revision": job.base.revision},
+        "stages": [_line(job, stage, *held[stage.name], rows.get(stage.name)) for stage in job.stages],
+        "warnings": job.renderer.warnings(),
+    }
+
+
+def _line(job: Job, stage: Stage, held: Any, differs: list[str], rows: render.Rendered | None) -> dict[str, Any]:
+    settings = {name: getattr(SFTConfig, name) for name in DEFAULTS} | job.settings[stage.name]
+    line = stage.model_dump(by_alias=True) | {"settings": job.settings[stage.name], "steps": None, "warnings": []}
+    line |= {"epochs": settings["num_train_epochs"], "learning_rate": settings["learning_rate"], "differs": differs}
+    line |= {"directory": str(job.output / stage.directory)}
+    line["state"] = "differs" if differs else "done" if held else "to train"
+    if rows is None:
+        return line | {"state": "refused", "warnings": [f"this version trains {TRAINED} stages only"]}
+    line |= asdict(rows) | {"rows": len(rows.order), "dropped_rows": rows.dropped}
+    if rows.dropped:
+        line["warnings"] += [f"{rows.dropped:,} rows exceed max_length {settings['max_length']:,} and are left out"]
+    samples = len(rows.order)
+    if settings["packing"]:
+        samples = -(-rows.tokens // settings["max_length"])  # as if every window filled up
+        line["warnings"] += ["packing: order holds between blocks of 1,000 rows, not inside; steps are at least these"]
+    batch = settings["per_device_train_batch_size"] * int(os.environ.get("WORLD_SIZE", "1"))
+    steps = schedule.optimizer_steps(samples, line["epochs"], batch, settings["gradient_accumulation_steps"])
+    line["steps"] = settings["max_steps"] if settings["max_steps"] > 0 else steps
+    return {name: value for name, value in line.items() if name not in ("path", "order", "dropped")}

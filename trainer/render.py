@@ -1,0 +1,170 @@
+"""Rows to tokens and labels: template(prompt) + completion + end of turn, as inference prompts and stops."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from trainer import schedule
+from trainer.errors import ModelError, RenderError
+
+Row = dict[str, Any]
+IGNORED = -100  # the label that the loss skips
+SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
+OPEN, CLOSE = "<think>", "</think>"
+PROBE = "qzxv"  # stands for an answer; no template treats it specially
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Rows of one stage as tokens: an Arrow stream at `path` in file order; `order` is that of `position`."""
+
+    path: str
+    order: list[int]
+    dropped: int
+    tokens: int
+    trained_tokens: int
+    longest: int
+
+    def dataset(self) -> Any:
+        """Memory-mapped `datasets.Dataset` in the order of `position`."""
+        from datasets import Dataset
+
+        return Dataset.from_file(self.path).select(self.order)
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """A tokenizer with what its template and its model's files say about the end of a turn."""
+
+    tokenizer: Any
+    end: tuple[int, ...]  # closes the assistant's turn; inference has to stop at the last
+    stops: frozenset[int]  # where `generate` stops, as the model's files say
+    vocabulary: int  # rows of the embedding
+
+    @property
+    def added_stop(self) -> str | None:
+        """The end of turn where the model's files do not stop at it; those of checkpoints will."""
+        return None if self.end[-1] in self.stops else str(self.tokenizer.convert_ids_to_tokens(self.end[-1]))
+
+    def warnings(self) -> list[str]:
+        stop = f"the template ends a turn with {self.added_stop}, where the model's files do not stop; checkpoints will"
+        pad = f"no pad token: batches are padded with {self.tokenizer.eos_token}, whose labels stay set by hand"
+        return [stop] * (self.added_stop is not None) + [pad] * (self.tokenizer.pad_token_id is None)
+
+    def texts(self, row: Row) -> tuple[str, str]:
+        """Prompt text as inference sends it, and the completion text that follows it."""
+        reply, answer = row["response_id"], row["completion"]
+        if not row["prompt"] or not answer or len(answer) != 1 or answer[0]["role"] != "assistant":
+            raise RenderError(f"Reply {reply} is not a prompt and one assistant message. Build the release again.")
+        try:
+            prompt = self.tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+        except Exception as error:
+            raise RenderError(f"Reply {reply}: the chat template refuses the prompt: {error}.") from error
+        return prompt, _after(prompt, answer[0]["content"] or "", reply)
+
+    def encode(self, rows: list[Row]) -> list[tuple[list[int], int]]:
+        """Token ids of each row and how many of them are prompt, which is tokenised alone, as inference does it."""
+        texts = [self.texts(row) for row in rows]
+        prompts = self.tokenizer([prompt for prompt, _ in texts], add_special_tokens=False)["input_ids"]
+        completions = self.tokenizer([text for _, text in texts], add_special_tokens=False)["input_ids"]
+        for row, tokens in zip(rows, completions, strict=True):
+            if not self.stops.union(self.end[-1:]).isdisjoint(tokens):
+                reply = f"Reply {row['response_id']} spells a stop token inside its text"
+                raise RenderError(f"{reply}: it would teach to stop there. Drop it with a rule.")
+        return [(p + c + list(self.end), len(p)) for p, c in zip(prompts, completions, strict=True)]
+
+
+def load(path: Path, name: str) -> Renderer:
+    """The renderer of a model directory. Raises ModelError without chat template, eos token, or end of turn."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoConfig.from_pretrained(path).get_text_config()
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"{name} is not a model with a tokenizer: {reason}") from error
+    if tokenizer.chat_template is None:
+        raise ModelError(f"{name} has no chat template, so how to prompt it is unknown. Choose an instruct model.")
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{name} has no eos token: nothing would end a reply. Set it in tokenizer_config.json.")
+    stops = model.eos_token_id
+    if (path / "generation_config.json").is_file():
+        stops = GenerationConfig.from_pretrained(path).eos_token_id
+    declared = frozenset([stops] if isinstance(stops, int) else stops or [])
+    return Renderer(tokenizer, _end_of_turn(tokenizer, declared, name), declared, model.vocab_size)
+
+
+def write(
+    batches: Iterable[list[Row]], renderer: Renderer, path: Path, *, stage: str, limit: int | None, drop: bool
+) -> Rendered:
+    """Render a stage to `path`, with its counts beside it. Raises RenderError for rows past `limit` unless `drop`."""
+    positions: list[int | None] = []
+    too_long: list[str] = []
+    tokens = trained = longest = 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as stream:
+        for rows in batches:
+            kept: list[tuple[list[int], list[int]]] = []
+            for row, (ids, masked) in zip(rows, renderer.encode(rows), strict=True):
+                longest = max(longest, len(ids))
+                if max(ids) >= renderer.vocabulary:
+                    last = renderer.vocabulary - 1
+                    raise ModelError(f"Token {max(ids)} is past the model's last, {last}: not this model's tokenizer.")
+                if limit is not None and len(ids) > limit:
+                    too_long.append(row["response_id"])
+                    continue
+                kept.append((ids, [IGNORED] * masked + ids[masked:]))
+                positions.append(row["position"])
+                tokens, trained = tokens + len(ids), trained + len(ids) - masked
+            columns = [pa.array([pair[i] for pair in kept], SCHEMA.types[i]) for i in (0, 1)]
+            stream.write_batch(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
+    if too_long and not (drop and positions):
+        raise RenderError(
+            f"Stage {stage}: {len(too_long):,} of {len(too_long) + len(positions):,} rows exceed max_length {limit:,} "
+            f"(longest {longest:,} tokens, first {too_long[0]}). Cut replies would teach the student to stop in "
+            "mid-thought: raise max_length, drop them in the selection, or pass --drop-too-long."
+        )
+    rendered = Rendered(str(path), schedule.by_position(positions), len(too_long), tokens, trained, longest)
+    path.with_suffix(".json").write_text(json.dumps(asdict(rendered)), encoding="utf-8")
+    return rendered
+
+
+def read(path: Path) -> Rendered | None:
+    """What `write` left at `path`, None where nothing is complete."""
+    counted = path.with_suffix(".json")
+    return Rendered(**json.loads(counted.read_text(encoding="utf-8"))) if counted.is_file() else None
+
+
+def _after(prompt: str, completion: str, reply: str) -> str:
+    """The completion less what the generation prompt has opened already."""
+    opened = prompt.rstrip()
+    thinks = completion.startswith(OPEN)
+    if (opened.endswith(CLOSE) and thinks) or (opened.endswith(OPEN) and not thinks):
+        raise RenderError(
+            f"Reply {reply} {'has' if thinks else 'lacks'} a {OPEN} block, but the chat template's prompt ends in "
+            f"{opened[-len(CLOSE) :].strip()}: no inference could yield it. Choose another model or drop such replies."
+        )
+    if not opened.endswith(OPEN):
+        return completion
+    space, rest = prompt[len(opened) :], completion.removeprefix(OPEN)
+    while space and rest.startswith(space[0]):
+        space, rest = space[1:], rest[1:]
+    return rest
+
+
+def _end_of_turn(tokenizer: Any, stops: frozenset[int], name: str) -> tuple[int, ...]:
+    """What the template writes after an answer, up to its first stop or added token; eos where it writes none."""
+    turn = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": PROBE}]
+    try:
+        before, _, tail = tokenizer.apply_chat_template(turn, tokenize=False).rpartition(PROBE)
+    except Exception as error:
+        raise ModelError(f"The chat template of {name} cannot render a turn: {error}.") from error
+    if not before:
+        raise ModelError(f"The chat template of {name} loses an assistant's answer. Nothing could be trained.")
+    tokens = tokenizer(tail, add_special_tokens=False)["input_ids"]
+    closing = {*stops, *tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    last = next((index for index, token in enumerate(tokens) if token in closing), None)
+    return (tokenizer.eos_token_id,) if last is None else tuple(tokens[: last + 1])
