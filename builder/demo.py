@@ -122,10 +122,11 @@ def _materials(demo: _Demo) -> None:
     from builder.toy.train import TEACHER
 
     shutil.copytree(TEACHER, demo.folder / "models" / "teacher")
-    for name, number, split in (("questions", QUESTIONS, "train"), ("held-out", HELD_OUT, "held-out")):
-        rows = [
-            {"prompt": p.question, "gold": str(p.gold), "gold_type": "integer"} for p in problems(number, SEED, split)
-        ]
+    for name, found in (
+        ("questions", problems(QUESTIONS, SEED, "train")),
+        ("held-out", problems(HELD_OUT, SEED, "held-out")),
+    ):
+        rows = [{"prompt": problem.question, "gold": problem.gold, "gold_type": "integer"} for problem in found]
         write_text("".join(json.dumps(row) + "\n" for row in rows), demo.folder / f"{name}.jsonl")
     demo.command("python", "-m", "builder.toy.train", "student", "models/student")
 

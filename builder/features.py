@@ -7,7 +7,7 @@ every Han, Hiragana, Katakana or Hangul character, because those scripts write n
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -115,14 +115,15 @@ def text_features(reasoning: str | None, answer: str | None) -> dict[str, int | 
     codes = _codes(text)
     kinds = _kinds()[codes]
     words = _word_hashes(codes, kinds)
+    ends = sentence_ends(text)
     return {
         "reasoning_chars": len(thinking.strip()),
         "answer_chars": len(final.strip()),
         "paragraph_count": sum(1 for part in _PARAGRAPH_BREAK.split(text) if part.strip()),
-        "sentence_count": len(sentence_ends(text)),
+        "sentence_count": len(ends),
         "think_tags": len(_THINK_TAG.findall(thinking)) + len(_THINK_TAG.findall(final)),
         "channel_markers": len(_CHANNEL_MARKER.findall(thinking)) + len(_CHANNEL_MARKER.findall(final)),
-        "sentence_repeats": sentence_repeats(text),
+        "sentence_repeats": sentence_repeats(text, ends),
         "paragraph_repeats": paragraph_repeats(text),
         "ngram_repeats": ngram_repeats(words),
         "distinct_4gram_share": distinct_share(words),
@@ -134,12 +135,15 @@ def text_features(reasoning: str | None, answer: str | None) -> dict[str, int | 
     }
 
 
-def sentence_repeats(text: str) -> int:
-    """Occurrences of the most repeated sentence of 20 characters or more, outside code fences and LaTeX tables."""
+def sentence_repeats(text: str, ends: list[int] | None = None) -> int:
+    """Occurrences of the most repeated sentence of 20 characters or more, outside code fences and LaTeX tables.
+
+    `ends` are the sentence ends of `text` where they are known already.
+    """
     prose = _LATEX_TABLE.sub(" ", _without_fences(text))
     sentences: Counter[str] = Counter()
     start = 0
-    for end in sentence_ends(prose):
+    for end in ends if ends is not None and prose == text else sentence_ends(prose):
         sentence = " ".join(prose[start:end].split())
         start = end
         if len(sentence) >= MIN_SENTENCE_CHARS:
@@ -246,17 +250,20 @@ def _ngrams(words: Hashes, size: int) -> Hashes:
 
 def _rolling(values: Hashes, base: int) -> tuple[Hashes, Hashes]:
     """Prefix sums of values[i]·base^i modulo 2⁶⁴, and base^−i: a slice's hash is one difference and one product."""
-    powers = _powers(base, values.size)
-    inverse = _powers(pow(base, -1, 2**64), values.size)
-    prefix = np.concatenate((np.zeros(1, dtype=np.uint64), np.cumsum(values * powers[:-1], dtype=np.uint64)))
+    powers, inverse = _powers(base, values.size.bit_length())
+    prefix = np.concatenate((np.zeros(1, dtype=np.uint64), np.cumsum(values * powers[: values.size], dtype=np.uint64)))
     return prefix, inverse
 
 
-def _powers(base: int, count: int) -> Hashes:
-    """base^0 … base^count modulo 2⁶⁴."""
-    powers = np.full(count + 1, base, dtype=np.uint64)
-    powers[0] = 1
-    return np.cumprod(powers, dtype=np.uint64)
+@lru_cache(maxsize=64)
+def _powers(base: int, bits: int) -> tuple[Hashes, Hashes]:
+    """base^i and base^−i modulo 2⁶⁴ for i below 2^bits; sizes are rounded up so that texts share them."""
+    tables = []
+    for factor in (base, pow(base, -1, 2**64)):
+        powers = np.full(2**bits, factor, dtype=np.uint64)
+        powers[0] = 1
+        tables.append(np.cumprod(powers, dtype=np.uint64))
+    return tables[0], tables[1]
 
 
 def _mixed(values: npt.NDArray[Any]) -> Hashes:

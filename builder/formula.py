@@ -9,7 +9,7 @@ from typing import Final
 
 from builder.arithmetic import FUNCTIONS, Tree, Unreadable
 
-_MOST_TOKENS: Final = 600
+_MOST_TOKENS: Final = 250  # a chain such as x! ! ! … is as deep as it is long
 _DEEPEST: Final = 40
 
 _TOKEN: Final = re.compile(
@@ -60,8 +60,6 @@ class _Reader:
         return token
 
     def sum(self, depth: int) -> Tree:
-        if depth > _DEEPEST:
-            raise Unreadable("nested too deeply")
         negative = False
         while self.peek() in ("+", "-"):
             negative ^= self.take() == "-"
@@ -131,6 +129,8 @@ class _Reader:
         return tree
 
     def atom(self, depth: int) -> Tree:
+        if depth > _DEEPEST:
+            raise Unreadable("nested too deeply")
         token = self.peek()
         if token and token in "([{":
             return self._bracketed(token, {"(": ")", "[": "]", "{": "}"}[token], depth)

@@ -36,17 +36,18 @@ _REPLACED: Final = (
     ("**", "^"),
 )
 _SCALES: Final = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+# One word of a unit. Atomic groups below: two ways to read the same blanks would take exponential time.
 _UNIT: Final = (
-    r"(?:\\(?:text|textbf|textrm|mbox|mathrm)\s*\{[^{}]*\}(?:\s*\^\s*\{?[23]\}?)?"
-    r"|(?:\s(?:[a-zA-Z]{3,}|(?:of|per|a|an|in))(?![a-zA-Z({\\]))+(?:\s*\^\s*\{?[23]\}?)?"
-    r"|\s?(?:cm|mm|km|kg|mg|ml|ft|in|lb|oz|hr|pm|am|mph|kph)\b(?:\s*\^\s*\{?[23]\}?)?)"
+    r"(?:\\(?:text|textbf|textrm|mbox|mathrm)\s*\{[^{}]*\}"
+    r"|(?<=\s)(?:[a-zA-Z]{3,}|of|per|a|an|in)(?![a-zA-Z({\\])"
+    r"|(?:cm|mm|km|kg|mg|ml|ft|in|lb|oz|hr|pm|am|mph|kph)\b)(?:\s*\^\s*\{?[23]\}?)?"
 )
 _LITERAL: Final = re.compile(
     r"(?P<sign>[-+]?)\s*(?P<currency>[$€£¥]?)\s*(?P<sign2>-?)\s*(?:"
     r"(?P<whole>\d+)?\s*\\frac\s*(?:\{\s*(?P<n>-?\d+)\s*\}|(?P<n1>\d))\s*(?:\{\s*(?P<d>\d+)\s*\}|(?P<d1>\d))"
     r"|(?:(?P<whole2>\d+)\s+)?(?P<n2>\d+)\s*/\s*(?P<d2>\d+)"
     r"|(?P<decimal>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:[eE](?P<exponent>[+-]?\d{1,3}))?"
-    rf")\s*(?P<percent>%|percent\b)?(?P<unit>(?:\s*{_UNIT})*)\s*\.?"
+    rf")\s*(?P<percent>%|percent\b)?(?P<unit>(?>\s*+{_UNIT})*+)\s*\.?"
 )
 
 

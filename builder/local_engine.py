@@ -36,11 +36,11 @@ class Engine:
     """A model with its tokenizer, and the thread that runs it. Raises ServeError when the folder has no model."""
 
     def __init__(self, model_dir: Path, *, max_batch: int = 64, threads: int | None = None) -> None:
+        if not (model_dir / "config.json").is_file():
+            raise ServeError(f"{model_dir} holds no config.json, so there is no model to serve. Give its folder.")
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        if not (model_dir / "config.json").is_file():
-            raise ServeError(f"{model_dir} holds no config.json, so there is no model to serve. Give its folder.")
         self._torch = torch
         self._threads = threads
         self.max_batch = max_batch

@@ -48,9 +48,10 @@ class Plan:
 
 def make_plan(run: Run, recipe: Recipe, *, limit: int | None = None) -> Plan:
     """Count what is wanted, what is stored, and what the rest would cost."""
-    recipe.require_teacher()
     warnings = _unpinned(recipe)
     prompts = _countable(recipe, limit, warnings)
+    if recipe.teacher is None:
+        return _without_teacher(prompts, warnings)
     stored = journal.stored_replies(run.journal_dir)
     if isinstance(prompts, Prompts):
         wanted = need(recipe, prompts, stored)
@@ -74,6 +75,24 @@ def make_plan(run: Run, recipe: Recipe, *, limit: int | None = None) -> Plan:
         disk_bytes=_disk(recipe, total),
         measured_replies=replies,
         warnings=warnings,
+    )
+
+
+def _without_teacher(prompts: Prompts | int, warnings: list[str]) -> Plan:
+    """A recipe that only releases prompts, for reinforcement learning: nothing is asked, nothing is paid."""
+    merged = prompts if isinstance(prompts, Prompts) else Prompts([], 0, 0, 0)
+    return Plan(
+        prompts=len(merged.rows) if isinstance(prompts, Prompts) else prompts,
+        duplicates=merged.duplicates,
+        gold_conflicts=merged.gold_conflicts,
+        need=Need(0, 0),
+        completion_tokens=None,
+        at_most_tokens=0,
+        cost_usd=None,
+        at_most_usd=None,
+        disk_bytes=None,
+        measured_replies=0,
+        warnings=[*warnings, "the recipe names no teacher: nothing is asked, its stages are made of prompts"],
     )
 
 

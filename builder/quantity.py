@@ -137,7 +137,7 @@ def _values(text: str) -> list[Value | None] | None:
         return [literal.value] * 5
     try:
         formula = parse_formula(text)
-    except Unreadable:
+    except (Unreadable, RecursionError):
         return None
     values: list[Value | None] = []
     for point in range(5):
@@ -148,7 +148,7 @@ def _values(text: str) -> list[Value | None] | None:
         }
         try:
             values.append(evaluate(formula, where))
-        except (Unreadable, ZeroDivisionError, OverflowError, ValueError):
+        except (Unreadable, RecursionError, ZeroDivisionError, OverflowError, ValueError):
             values.append(None)
     return values
 

@@ -219,6 +219,8 @@ VERDICTS_TABLE: Final = Table(
             _column("verifier", pa.string(), "name of the verifier", null=False),
             _column("verifier_version", pa.string(), "version of the verifier's rules and library", null=False),
             _column("verdict", pa.string(), " | ".join(VERDICTS), null=False),
+            _column("gold", pa.string(), "the reference answer it was compared with: another gold is judged anew"),
+            _column("gold_type", pa.string(), "how that gold was read"),
             _column("extracted", pa.string(), "the answer that was compared"),
             _column("votes", pa.list_(pa.string()), "verdicts of the single checks or judge votes"),
         ]

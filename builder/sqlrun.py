@@ -122,7 +122,9 @@ def run_steps(
     for name in variables:
         if not name.isidentifier():
             raise SqlError(f"{name!r} is no parameter name.")
-    with tempfile.TemporaryDirectory(prefix="tempered-sql-") as folder:
+    # Beside the database, because what spills may be large and /tmp may be memory.
+    beside = database.parent if os.access(database.parent, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix=".sql-", dir=beside) as folder:
         out = Path(folder, "out")
         out.mkdir()
         job = {

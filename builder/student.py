@@ -66,7 +66,7 @@ class LocalStudent:
                 f"Student {student.model!r} is not pinned. Scores of an unknown version cannot be compared or rebuilt; "
                 "set student.revision to the full commit id."
             )
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         self.student = student
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         revision = None if Path(student.model).is_dir() else student.revision

@@ -46,7 +46,7 @@ _BY_GOLD_TYPE: Final = {
     "exact_text": "exact",
 }
 _RULES: Final = "1"
-"""Version of the rules here and in `answers`, `literals`, `quantity`, `formula`, `arithmetic`: a new number recomputes stored verdicts."""
+"""Version of these rules and of the modules that they call: a new number recomputes stored verdicts."""
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,6 @@ def verify(run: Run, *, shard: int = 0, workers: int | None = None, progress: Pr
     Raises UsageError for a verifier that does not exist, VerifyError when no worker process can be started.
     """
     prompts = _verifiable_prompts(run)
-    _drop_outdated(run)
     wanted = (
         run.scan("responses")
         .filter(pl.col("role").is_in(JUDGED_ROLES))
@@ -81,6 +80,7 @@ def verify(run: Run, *, shard: int = 0, workers: int | None = None, progress: Pr
         .join(prompts, on="prompt_id", how="inner", maintain_order="left")
     )
     judgeable = wanted.filter(pl.col("gold").is_not_null() & pl.col("verifier").is_not_null())
+    _drop_outdated(run, judgeable)
     have = run.read("verdicts", ["response_id", "verifier"])
     missing = judgeable.join(have, on=["response_id", "verifier"], how="anti", maintain_order="left")
     done = 0
@@ -136,13 +136,16 @@ def _verifiable_prompts(run: Run) -> pl.DataFrame:
     )
 
 
-def _drop_outdated(run: Run) -> None:
-    """Delete verdicts of other versions, part by part, so that a reply has one verdict per verifier."""
+def _drop_outdated(run: Run, judgeable: pl.DataFrame) -> None:
+    """Delete verdicts of other versions or on other golds, part by part: a reply has one verdict per verifier."""
     current = {name: verifier_version(name) for name in VERIFIERS}
+    now = judgeable.select("response_id", "verifier", pl.struct("gold", "gold_type").alias("now"))
     for part in run.parts("verdicts"):
         rows = pl.read_parquet(part)
         expected = pl.col("verifier").replace_strict(current, default=pl.col("verifier_version"))
-        keep = rows.filter(pl.col("verifier_version") == expected)
+        same_gold = pl.col("now").is_null() | (pl.col("now") == pl.struct("gold", "gold_type"))
+        known = rows.join(now, on=["response_id", "verifier"], how="left", maintain_order="left")
+        keep = known.filter((pl.col("verifier_version") == expected) & same_gold).drop("now")
         if keep.height < rows.height:
             write_parquet(keep.to_arrow().cast(TABLES["verdicts"].schema), part)
 
@@ -175,6 +178,8 @@ def _verdict_rows(rows: Iterable[dict[str, Any]], outcomes: Iterable[Outcome]) -
             "verifier": row["verifier"],
             "verifier_version": verifier_version(row["verifier"]),
             "verdict": outcome.verdict,
+            "gold": row["gold"],
+            "gold_type": row["gold_type"],
             "extracted": outcome.extracted,
             "votes": list(outcome.votes),
         }

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 import tempfile
 import traceback
@@ -81,6 +82,8 @@ def run(
             dataset, model, output, recipe, overrides or (),
             until=until, model_revision=model_revision, drop_too_long=drop_too_long, quiet=quiet,
         )  # fmt: skip
+    if os.environ.get("RANK", "0") != "0":  # of the processes of a distributed run the first reports
+        return
     if as_json:
         stages = [stage._asdict() | {"directory": str(stage.directory)} for stage in finished]
         print(json.dumps({"stages": stages, "final": str(output / "final")}, indent=2, ensure_ascii=False))

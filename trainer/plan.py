@@ -54,8 +54,7 @@ def prepare(
 
 def identity(job: Job, stage: Stage, initial_weights_sha256: str | None) -> dict[str, Any]:
     """What decides the weights of a stage: a directory with the same record is finished. None is not known."""
-    return {
-        **{"stage": stage.name, "kind": stage.kind, "rowset_hash": stage.rowset_hash},
+    return {"stage": stage.name, "kind": stage.kind, "rowset_hash": stage.rowset_hash} | {
         "settings": job.settings[stage.name],
         "dropped_rows": None if job.drop_too_long else 0,
         "tokenizer_sha256": lineage.tokenizer_sha256(job.base.path),
@@ -98,8 +97,7 @@ def rendered(job: Job, stage: Stage, folder: Path) -> render.Rendered:
 def report(job: Job, rows: dict[str, render.Rendered]) -> dict[str, Any]:
     """The plan as `--json` prints it. Stages of kinds that are not trained have no entry in `rows`."""
     held = states(job)
-    return {
-        **{"dataset": job.release.origin, "recipe": job.recipe, "output": str(job.output)},
+    return {"dataset": job.release.origin, "recipe": job.recipe, "output": str(job.output)} | {
         "model": {"name": job.base.name, "revision": job.base.revision},
         "stages": [_line(job, stage, *held[stage.name], rows.get(stage.name)) for stage in job.stages],
         "warnings": job.renderer.warnings(),

@@ -56,8 +56,5 @@ def say(console: Console, line: str, style: str = "") -> None:
 
 
 def short(number: int | None) -> str:
-    """`12,345`; from ten million on `14.5M`, `1.45G`; `-` where unknown."""
-    if number is None:
-        return "-"
-    unit, size = ("G", 10**9) if number >= 10**9 else ("M", 10**6)
-    return f"{number:,}" if number < 10**7 else f"{number / size:.3g}{unit}"
+    """`12,345`; from ten million on `14.5M`, `1450.0M`; `-` where unknown."""
+    return "-" if number is None else f"{number:,}" if number < 10**7 else f"{number / 10**6:.1f}M"

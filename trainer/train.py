@@ -107,7 +107,7 @@ def train_stage(job: Job, stage: Stage, wanted: Record, args: SFTConfig, rows: r
     trainer = ScheduledTrainer(str(job.initial(stage)), args, train_dataset=rows.dataset(), processing_class=tokenizer)
     if quiet:
         trainer.remove_callback(PrinterCallback)
-    else:
+    elif first:
         print(f"stage {stage.name}: {len(rows.order):,} rows, from {stage.init}", file=sys.stderr, flush=True)
     loss = trainer.train().training_loss
     if not math.isfinite(loss):
@@ -129,18 +129,19 @@ def record_of(job: Job, stage: Stage, rows: render.Rendered, trainer: SFTTrainer
     """What `training.json` holds beside the stage's identity."""
     args, history = trainer.args, trainer.state.log_history
     kept = ("step", "epoch", "loss", "learning_rate", "grad_norm")
-    return stage.model_dump(include={"number", "init"}) | {
-        **{"dataset": job.release.origin | {"config": stage.config}, "recipe": job.recipe},
-        **{"base_model": job.base.name, "base_revision": job.base.revision},
-        **{"rows": len(rows.order), "dropped_rows": rows.dropped},
-        **{"tokens": rows.tokens, "trained_tokens": rows.trained_tokens},
-        **{"steps": trainer.state.global_step, "processes": args.world_size},
-        "seeds": {"seed": args.seed, "order": order_seed(args)},
-        "train_loss": next(entry["train_loss"] for entry in reversed(history) if "train_loss" in entry),
-        "losses": [{key: entry.get(key) for key in kept} for entry in history if "loss" in entry],
-        "packages": {package: version(package) for package in PACKAGES},
-        "weights_sha256": lineage.weights_sha256(Path(str(args.output_dir))),
-    }
+    losses = [{key: entry.get(key) for key in kept} for entry in history if "loss" in entry]
+    average = next(entry["train_loss"] for entry in reversed(history) if "train_loss" in entry)
+    weights = lineage.weights_sha256(Path(str(args.output_dir)))
+    return (
+        stage.model_dump(include={"number", "init"})
+        | {"dataset": job.release.origin | {"config": stage.config}, "recipe": job.recipe}
+        | {"base_model": job.base.name, "base_revision": job.base.revision, "weights_sha256": weights}
+        | {"rows": len(rows.order), "dropped_rows": rows.dropped}
+        | {"tokens": rows.tokens, "trained_tokens": rows.trained_tokens}
+        | {"steps": trainer.state.global_step, "processes": args.world_size}
+        | {"seeds": {"seed": args.seed, "order": order_seed(args)}, "train_loss": average, "losses": losses}
+        | {"packages": {package: version(package) for package in PACKAGES}}
+    )
 
 
 @contextmanager

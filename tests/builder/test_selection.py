@@ -1,4 +1,4 @@
-"""Selection end to end on literal rows with winners worked by hand, and the staging under it."""
+"""Selection end to end on literal rows with winners worked by hand."""
 
 import random
 from pathlib import Path
@@ -14,8 +14,6 @@ from builder.identity import order_key
 from builder.models import student_id
 from builder.rules import catalogue
 from builder.selection import RuleFunnel, SelectionResult, StageResult, plan_selection, select
-from builder.sqlrun import query
-from builder.staging import build_staging, staging_variables
 from builder.store import Run, columns_table
 
 STUDENT = Student(model="org/student")
@@ -335,52 +333,6 @@ def test_rules_and_selectors_of_ones_own_join_the_funnel(tmp_path: Path) -> None
     lower = recipe(rules=["too_short.sql"], selector="shortest.sql", params={"min_tokens": 50})
     select(run, lower, recipe_dir=folder)
     assert kept(run) == shuffled("aef")
-
-
-def test_staged_tables_follow_the_parts(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    variables = staging_variables(recipe())
-    assert "stg_responses" in build_staging(run, variables)
-    assert build_staging(run, variables) == []
-    run.append("responses", columns_table("responses", [reply("i", "q")]))
-    assert build_staging(run, variables) == ["stg_responses", "stg_verdicts", "stg_candidates", "survivors"]
-    run.replace("prompts", columns_table("prompts", [prompt("p"), prompt("q", gold="5")]))
-    assert "stg_prompts" in build_staging(run, variables)
-    found = query(run.database, "select count(*) as n, count(gold) as golds from stg_candidates").to_pylist()
-    assert found == [{"n": 9, "golds": 4}]
-    assert build_staging(run, {**variables, "student_id": "another student"}) == ["stg_scores"]
-    assert query(run.database, "select response_id from stg_scores").to_pylist() == [{"response_id": "f"}]
-
-
-def test_a_database_that_cannot_be_read_is_built_anew(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    run.database.write_bytes(b"not a database" * 1000)
-    build_staging(run, {})
-    assert query(run.database, "select count(*) as n from stg_responses").to_pylist() == [{"n": len(REPLIES)}]
-
-
-def test_a_reply_that_is_stored_twice_is_an_error_and_leaves_the_database_as_it_was(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    build_staging(run, {})
-    run.append("responses", columns_table("responses", [reply("a", "q")]))
-    with pytest.raises(TableError, match="response_id a is stored 2 times"):
-        build_staging(run, {})
-    assert query(run.database, "select count(*) as n from stg_responses").to_pylist() == [{"n": len(REPLIES)}]
-
-
-def test_the_named_verifier_decides_else_the_strictest_verdict(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    run.append("prompts", columns_table("prompts", [prompt("p") | {"verifier": "choice"}, prompt("q")]))
-    run.append("responses", columns_table("responses", [reply("a", "p"), reply("b", "q")]))
-    verdicts = [
-        {"response_id": name, "verifier": verifier, "verifier_version": "1", "verdict": verdict}
-        for name in "ab"
-        for verifier, verdict in (("choice", "correct"), ("number", "wrong"), ("latex", "error"))
-    ]
-    run.append("verdicts", columns_table("verdicts", verdicts))
-    build_staging(run, {})
-    rows = query(run.database, "select response_id, verdict from stg_candidates order by response_id").to_pylist()
-    assert rows == [{"response_id": "a", "verdict": "correct"}, {"response_id": "b", "verdict": "wrong"}]
 
 
 def test_the_files_run_unchanged_on_the_database_that_select_leaves(tmp_path: Path) -> None:

@@ -120,6 +120,18 @@ def test_another_version_replaces_the_verdicts_of_that_verifier_only(
     assert rows == [("a", "2"), ("b", "1")]
 
 
+def test_a_corrected_gold_is_judged_anew(tmp_path: Path) -> None:
+    run = run_with(
+        tmp_path, [prompt("a", "4", "number"), prompt("b", "5", "number")], [reply("1", "a", "5"), reply("2", "b", "5")]
+    )
+    verify(run)
+    assert verdicts(run) == {"1": "wrong", "2": "correct"}
+
+    run.replace("prompts", columns_table("prompts", [prompt("a", "5", "number"), prompt("b", "5", "number")]))
+    assert verify(run).computed == 1
+    assert verdicts(run) == {"1": "correct", "2": "correct"}
+
+
 def test_an_interrupted_run_keeps_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_with(tmp_path, [prompt("p", "1", "number")], [reply(f"r{n}", "p", str(n)) for n in range(5)])
     monkeypatch.setattr(verify_module, "CHUNK", 2)

@@ -105,7 +105,7 @@ def test_the_table_fits_80_columns_and_cuts_nothing(capsys: pytest.CaptureFixtur
     show.plan(Console(width=80, force_terminal=True, color_system=None), content | {"warnings": ["w"]})
     out = capsys.readouterr().out
     assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
-    assert " 5e-05 to train" in out and "12,345" in out and "1.45G" in out and "high-temperature" in out
+    assert " 5e-05 to train" in out and "12,345" in out and "1450.0M" in out and "high-temperature" in out
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""The stg_ tables of run.duckdb: what they hold, and when they are built again."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builder.config import Recipe, Student
+from builder.errors import TableError
+from builder.models import student_id
+from builder.sqlrun import query
+from builder.staging import build_staging, staging_variables
+from builder.store import Run, columns_table
+
+STUDENT = Student(model="org/student")
+
+
+def prompt(prompt_id: str, gold: str | None = None) -> dict[str, Any]:
+    return {
+        "prompt_id": prompt_id,
+        "messages": [{"role": "user", "content": prompt_id}],
+        "gold": gold,
+        "sources": [],
+        "gold_conflicts": 0,
+    }
+
+
+def reply(response_id: str, prompt_id: str, role: str = "teacher") -> dict[str, Any]:
+    return {
+        "response_id": response_id,
+        "prompt_id": prompt_id,
+        "role": role,
+        "model": "m",
+        "sample_index": 0,
+        "temperature": 0.6,
+        "reasoning_format": "none",
+        "tool_calls": 0,
+        "replaced_characters": 0,
+        "prefix_chars": 0,
+    }
+
+
+REPLIES = [reply("a", "p"), reply("f", "q"), reply("g", "p"), reply("s", "q", role="student")]
+
+
+def make_run(root: Path) -> Run:
+    """Prompts p and q with three teacher replies and one by the student; f has scores of two students."""
+    run = Run(root)
+    run.append("prompts", columns_table("prompts", [prompt("p", gold="4"), prompt("q")]))
+    run.append("responses", columns_table("responses", REPLIES))
+    scores = [
+        {"response_id": name, "student_id": student, "status": "ok"}
+        for name, student in (("a", student_id(STUDENT)), ("f", student_id(STUDENT)), ("f", "another student"))
+    ]
+    run.append("scores", columns_table("scores", scores))
+    return run
+
+
+def test_staged_tables_follow_the_parts(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    variables = staging_variables(Recipe(name="test", student=STUDENT))
+    assert "stg_responses" in build_staging(run, variables)
+    assert build_staging(run, variables) == []
+    run.append("responses", columns_table("responses", [reply("i", "q")]))
+    assert build_staging(run, variables) == ["stg_responses", "stg_verdicts", "stg_candidates", "survivors"]
+    run.replace("prompts", columns_table("prompts", [prompt("p"), prompt("q", gold="5")]))
+    assert "stg_prompts" in build_staging(run, variables)
+    found = query(run.database, "select count(*) as n, count(gold) as golds from stg_candidates").to_pylist()
+    assert found == [{"n": 4, "golds": 2}]
+    assert build_staging(run, {**variables, "student_id": "another student"}) == ["stg_scores"]
+    assert query(run.database, "select response_id from stg_scores").to_pylist() == [{"response_id": "f"}]
+
+
+def test_a_database_that_cannot_be_read_is_built_anew(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.database.write_bytes(b"not a database" * 1000)
+    build_staging(run, {})
+    assert query(run.database, "select count(*) as n from stg_responses").to_pylist() == [{"n": len(REPLIES)}]
+
+
+def test_a_reply_that_is_stored_twice_is_an_error_and_leaves_the_database_as_it_was(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    build_staging(run, {})
+    run.append("responses", columns_table("responses", [reply("a", "q")]))
+    with pytest.raises(TableError, match="response_id a is stored 2 times"):
+        build_staging(run, {})
+    assert query(run.database, "select count(*) as n from stg_responses").to_pylist() == [{"n": len(REPLIES)}]
+
+
+def test_the_named_verifier_decides_else_the_strictest_verdict(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.append("prompts", columns_table("prompts", [prompt("p") | {"verifier": "choice"}, prompt("q")]))
+    run.append("responses", columns_table("responses", [reply("a", "p"), reply("b", "q")]))
+    verdicts = [
+        {"response_id": name, "verifier": verifier, "verifier_version": "1", "verdict": verdict}
+        for name in "ab"
+        for verifier, verdict in (("choice", "correct"), ("number", "wrong"), ("latex", "error"))
+    ]
+    run.append("verdicts", columns_table("verdicts", verdicts))
+    build_staging(run, {})
+    rows = query(run.database, "select response_id, verdict from stg_candidates order by response_id").to_pylist()
+    assert rows == [{"response_id": "a", "verdict": "correct"}, {"response_id": "b", "verdict": "wrong"}]
