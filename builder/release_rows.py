@@ -97,11 +97,11 @@ def _grpo_rows(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pa.Table:
 
 
 def _reward_rows(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pa.Table:
-    """Preference pairs; a pair's id is prompt, chosen and rejected id with colons between."""
-    parts = pl.col("grain_id").str.split_exact(":", 2).struct.rename_fields(["prompt_id", "chosen_id", "rejected_id"])
+    """Preference pairs; a pair's id is chosen id and rejected id with a colon between."""
+    parts = pl.col("grain_id").str.split_exact(":", 1).struct.rename_fields(["chosen_id", "rejected_id"])
     pairs = chosen.lazy().with_columns(parts.alias("ids")).unnest("ids")
     frame = (
-        pairs.join(run.scan("pairs"), on=["prompt_id", "chosen_id", "rejected_id"], how="left")
+        pairs.join(run.scan("pairs"), on=["chosen_id", "rejected_id"], how="left")
         .join(_prompts(run, recipe), on="prompt_id", how="left")
         .sort("grain_id")
         .collect()

@@ -252,16 +252,21 @@ FEATURES: Final = Table(
                 "occurrences of the most repeated paragraph of 80 characters or more",
                 null=False,
             ),
-            _column("ngram_repeats", pa.int32(), "occurrences of the most repeated 20-gram of words", null=False),
+            _column(
+                "ngram_repeats",
+                pa.int32(),
+                "occurrences of the most repeated 20-gram; words as in builder/features.py",
+                null=False,
+            ),
             _column(
                 "distinct_4gram_share",
                 pa.float64(),
-                "distinct word 4-grams / all word 4-grams; null under 4 words",
+                "distinct 4-grams / all 4-grams of the same words; null under 4 words",
             ),
             _column(
                 "tail_loop_chars",
                 pa.int32(),
-                "characters that a repeated block covers at the end of the text",
+                "characters that a block covers at the end of the thinking or answer, standing there 4 times or more",
                 null=False,
             ),
             _column("cjk_chars", pa.int32(), "Han, Hiragana, Katakana and Hangul characters", null=False),
@@ -305,7 +310,7 @@ SELECTION: Final = Table(
             _key("selection_id", "hash of rules, params, selector and stages; 16 hex digits"),
             _key("stage", "stage of the recipe"),
             _key("kind", "sft | grpo | reward"),
-            _key("grain_id", "response_id, prompt_id or pair id, by kind"),
+            _key("grain_id", "response_id, prompt_id or chosen_id:rejected_id, by kind"),
             _column(
                 "rank",
                 pa.int32(),

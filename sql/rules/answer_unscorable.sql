@@ -1,5 +1,5 @@
 -- answer_unscorable
--- Purpose     Drop replies whose answer the verifier could not read or compare.
+-- Purpose     Drop replies whose answer the verifier could not read or compare, in time or at all.
 -- Inputs      stg_verdicts (response_id, verdict, decides)
 -- Output      one row per violating response: response_id, observed, threshold
 -- Parameters  none
@@ -14,7 +14,7 @@ violations as (
         null::double as observed,
         null::double as threshold
     from verdicts
-    where verdicts.decides and verdicts.verdict = 'unscorable'
+    where verdicts.decides and verdicts.verdict in ('unscorable', 'timeout', 'error')
 )
 
 select * from violations;
