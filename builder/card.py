@@ -42,11 +42,9 @@ def render_card(manifest: Mapping[str, Any]) -> str:
 
 def _front_matter(manifest: Mapping[str, Any]) -> str:
     rows = sum(entry["rows"] for entry in manifest["schedule"])
-    languages: list[str] = []
     data = DatasetCardData(
         pretty_name=manifest["recipe_name"],
-        license=manifest["license"] or "unknown",
-        language=languages or None,
+        license=(manifest["license"] or "unknown").lower(),  # the Hub's identifiers are lower case
         task_categories=["text-generation"],
         size_categories=[next((name for limit, name in _SIZES if rows < limit), "100M<n<1B")],
         tags=["synthetic", "distillation", "reasoning-traces"],

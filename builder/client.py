@@ -1,27 +1,36 @@
 """OpenAI-compatible endpoints: one call in, one raw body out. Sorts failures; retries and records are the caller's."""
 
+import math
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import httpx2
+import msgspec
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, DefaultAioHttpClient, Timeout
+from pydantic import ValidationError
 
-from builder.config import Endpoint
+from builder.config import Endpoint, Teacher
 from builder.errors import EndpointError, FatalReply, UsageError
 
 # A long chain of thought takes as long as it takes: no total limit, but a silent connection ends.
 _TIMEOUT = Timeout(None, connect=15.0, read=1800.0, write=120.0, pool=None)
+_NO_KEY = "none"
 _STOPS_THE_RUN = frozenset({401, 402, 403, 404, 405})
 _WORTH_A_RETRY = frozenset({408, 409, 425, 429})
 
 
 class RefusedError(EndpointError):
     """The endpoint refuses every request of this run: key, address or model name are wrong."""
+
+
+class RejectedError(FatalReply):
+    """The endpoint turns this one request down; nothing was paid."""
 
 
 class RetryableError(EndpointError):
@@ -32,13 +41,26 @@ class RetryableError(EndpointError):
         self.retry_after_s = retry_after_s
 
 
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model] | None = None
+
+
 @dataclass
-class _Lane:
-    """One endpoint with its client and the number of requests in flight."""
+class Lane:
+    """One endpoint with its client and the number of requests that it was chosen for.
+
+    `gives_token_ids` turns false once the endpoint refuses vLLM's flag for them.
+    """
 
     endpoint: Endpoint
     client: AsyncOpenAI
+    key: str = field(repr=False)
     in_flight: int = 0
+    gives_token_ids: bool = True
 
     @property
     def load(self) -> float:
@@ -50,29 +72,23 @@ class Client:
     """All endpoints of a run. `async with Client(endpoints) as client: body = await client.chat(payload, lane)`."""
 
     endpoints: Sequence[Endpoint]
-    _lanes: list[_Lane] = field(default_factory=list)
+    lanes: list[Lane] = field(default_factory=list)
 
     async def __aenter__(self) -> "Client":
-        for endpoint in self.endpoints:
+        keys = [api_key(endpoint) for endpoint in self.endpoints]  # all of them before anything is opened
+        for endpoint, key in zip(self.endpoints, keys, strict=True):
             limits = httpx2.Limits(max_connections=endpoint.max_in_flight + 2, max_keepalive_connections=None)
-            self._lanes.append(
-                _Lane(
-                    endpoint,
-                    AsyncOpenAI(
-                        base_url=endpoint.url,
-                        api_key=api_key(endpoint),
-                        max_retries=0,
-                        timeout=_TIMEOUT,
-                        http_client=DefaultAioHttpClient(limits=limits, timeout=_TIMEOUT, follow_redirects=False),
-                    ),
-                )
+            transport = DefaultAioHttpClient(limits=limits, timeout=_TIMEOUT, follow_redirects=False)
+            client = AsyncOpenAI(
+                base_url=endpoint.url, api_key=key, max_retries=0, timeout=_TIMEOUT, http_client=transport
             )
+            self.lanes.append(Lane(endpoint, client, key))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for lane in self._lanes:
+        for lane in self.lanes:
             await lane.client.close()
 
     @property
@@ -80,35 +96,57 @@ class Client:
         """Requests that may be in flight at once, over all endpoints."""
         return sum(endpoint.max_in_flight for endpoint in self.endpoints)
 
-    def choose(self) -> _Lane:
-        """The least loaded endpoint."""
-        return min(self._lanes, key=lambda lane: lane.load)
-
-    async def models(self, lane: _Lane | None = None) -> list[str]:
-        """Names that the endpoint lists; raises EndpointError when nothing answers there."""
-        lane = lane or self._lanes[0]
-        with _sorted_errors(lane.endpoint.url):
-            page = await lane.client.with_options(timeout=30.0).models.list()
-        return [model.id for model in page.data or []]
-
-    async def chat(self, payload: dict[str, Any], lane: _Lane) -> tuple[bytes, float]:
-        """POST /chat/completions: raw body and seconds. Raises RetryableError, RefusedError or FatalReply."""
+    @contextmanager
+    def taken(self, lane: Lane | None = None) -> Iterator[Lane]:
+        """That endpoint, else the least loaded one. It counts as loaded at once, before anything is sent."""
+        lane = lane or min(self.lanes, key=lambda lane: lane.load)
         lane.in_flight += 1
-        started = time.perf_counter()
         try:
-            with _sorted_errors(lane.endpoint.url):
-                raw = await lane.client.chat.completions.with_raw_response.create(**payload)
-                body = raw.content
+            yield lane
         finally:
             lane.in_flight -= 1
+
+    async def models(self, lane: Lane | None = None) -> list[str]:
+        """Names that the endpoint lists, none where its list cannot be read; raises EndpointError when it is down."""
+        lane = lane or self.lanes[0]
+        with _sorted_errors(lane):
+            raw = await lane.client.with_options(timeout=30.0).models.with_raw_response.list()
+        try:
+            return [model.id for model in msgspec.json.decode(raw.content, type=_Models).data or []]
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return []
+
+    async def chat(self, payload: dict[str, Any], lane: Lane) -> tuple[bytes, float]:
+        """POST /chat/completions: raw body and seconds. Raises RetryableError, RefusedError or RejectedError."""
+        started = time.perf_counter()
+        with _sorted_errors(lane):
+            raw = await lane.client.chat.completions.with_raw_response.create(**payload)
+            body = raw.content
         return body, time.perf_counter() - started
 
-    async def post(self, path: str, payload: dict[str, Any], lane: _Lane | None = None) -> bytes:
+    async def post(self, path: str, payload: dict[str, Any], lane: Lane | None = None) -> bytes:
         """POST any route below the base address: raw body. Raises as `chat`."""
-        lane = lane or self._lanes[0]
-        with _sorted_errors(lane.endpoint.url):
+        lane = lane or self.lanes[0]
+        with _sorted_errors(lane):
             raw = await lane.client.post(path, body=payload, cast_to=httpx2.Response)
             return bytes(raw.content)
+
+
+def endpoints_of(teacher: Teacher) -> list[Endpoint]:
+    """Endpoints of the recipe, else OPENAI_BASE_URL. Raises UsageError when neither is there."""
+    if teacher.endpoints:
+        return teacher.endpoints
+    url = os.environ.get("OPENAI_BASE_URL")
+    if not url:
+        raise UsageError(
+            f"No endpoint for teacher {teacher.model!r}: the recipe names none and OPENAI_BASE_URL is not set. "
+            "Set it, or pass teacher.endpoints.0.url=http://host:port/v1."
+        )
+    try:
+        return [Endpoint(url=url)]
+    except ValidationError as error:
+        said = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UsageError(f"OPENAI_BASE_URL is no address such as http://host:port/v1: {said}.") from None
 
 
 def api_key(endpoint: Endpoint) -> str:
@@ -120,21 +158,25 @@ def api_key(endpoint: Endpoint) -> str:
                 f"Endpoint {endpoint.url} takes its key from {endpoint.api_key_env}, which is not set. Export it first."
             )
         return key
-    return os.environ.get("OPENAI_API_KEY") or "none"
+    return os.environ.get("OPENAI_API_KEY") or _NO_KEY
 
 
 def backoff_s(attempt: int, retry_after_s: float | None) -> float:
-    """Seconds before the next try: the endpoint's wish up to two minutes, else full jitter up to 1, 2, 4 … 60 s."""
+    """Seconds before the next try: the endpoint's wish up to two minutes, else full jitter up to 2, 4, 8 … 60 s.
+
+    A wish is met up to a second late, so that a thousand refused requests do not all come back at once.
+    """
     if retry_after_s is not None:
-        return min(max(retry_after_s, 0.0), 120.0)
+        return min(max(retry_after_s, 0.0), 120.0) + random.uniform(0, 1)
     return random.uniform(0, min(60.0, 2.0**attempt))
 
 
 class _sorted_errors:  # noqa: N801 - reads as a phrase
     """openai's exceptions as ours, with the status and the beginning of the message; never with the key."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.url = lane.endpoint.url
 
     def __enter__(self) -> None:
         return None
@@ -143,7 +185,10 @@ class _sorted_errors:  # noqa: N801 - reads as a phrase
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, APIStatusError):
-            raise _status_error(self.url, error) from None
+            raise _status_error(self.lane, error) from None
+        if isinstance(error, APITimeoutError) and isinstance(error.__cause__, httpx2.ConnectTimeout):
+            # the aiohttp transport names every failed connection so, refused ones and unknown hosts too
+            raise RetryableError(f"{self.url} cannot be reached ({error.__cause__})") from None
         if isinstance(error, APITimeoutError):
             raise RetryableError(f"{self.url} did not answer in time") from None
         if isinstance(error, APIConnectionError):
@@ -153,21 +198,25 @@ class _sorted_errors:  # noqa: N801 - reads as a phrase
             raise RetryableError(f"{self.url} broke off ({type(error).__name__}: {error})") from None
 
 
-def _status_error(url: str, error: APIStatusError) -> EndpointError:
+def _status_error(lane: Lane, error: APIStatusError) -> EndpointError:
     status = error.status_code
-    said = " ".join(error.response.text.split())[:300]
-    message = f"{url} answered {status}: {said}"
+    text = error.response.text
+    if lane.key != _NO_KEY:
+        text = text.replace(lane.key, "***")  # some servers repeat the key that they refuse
+    said = " ".join(text.split())[:300]
+    message = f"{lane.endpoint.url} answered {status}: {said}"
     if status in _WORTH_A_RETRY or status >= 500:
         if "insufficient_quota" in said:
             return RefusedError(message + ". The account has no money left; nothing else will succeed.")
         return RetryableError(message, _retry_after(error))
     if status in _STOPS_THE_RUN:
         return RefusedError(message)
-    return FatalReply(message)
+    return RejectedError(message)
 
 
 def _retry_after(error: APIStatusError) -> float | None:
     try:
-        return float(error.response.headers.get("retry-after", ""))
+        wish = float(error.response.headers.get("retry-after", ""))
     except ValueError:
         return None
+    return None if math.isnan(wish) else wish

@@ -1,9 +1,10 @@
 """The recipe as typed sections; unknown keys are refused. `builder.recipe` reads it from YAML."""
 
-import os
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -13,6 +14,9 @@ from builder.identity import canonical_json, sha256_hex
 COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _BY_DIVERGENCE = frozenset({"teacher_sentence_count", "teacher_share", "length_matched", "mean_delta"})
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]*$")
+# What the request sets itself: said twice, the journal would record another request than the one that is paid.
+_OWN_KEYS = {"model", "messages", "n", "stream", "stream_options", "temperature", "top_p", "seed"}
+_OWN_KEYS |= {"max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"}
 
 
 def _as_list(value: Any) -> Any:
@@ -83,11 +87,20 @@ class Endpoint(Section):
     @field_validator("url")
     @classmethod
     def _http(cls, value: str) -> str:
-        if not value.startswith(("http://", "https://")):
+        address = urlsplit(value)
+        known = address.scheme in ("http", "https")
+        if address.query or "@" in (address.netloc if known else value):
+            raise ValueError("the address holds credentials or a query; put the key into the environment instead")
+        if not known or not address.hostname:
             raise ValueError(f"{value!r} is not an http:// or https:// address")
-        if "@" in value.split("/")[2]:
-            raise ValueError("the address holds credentials; put the key into the environment instead")
         return value.rstrip("/")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _variable(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+            raise ValueError("api_key_env is the name of an environment variable, never the key itself")
+        return value
 
 
 class Prices(Section):
@@ -106,18 +119,6 @@ class Teacher(Section):
     endpoints: list[Endpoint] = []
     prices: Prices | None = None
     logprobs_mode: Literal["raw", "processed", "unknown"] = "raw"
-
-    def resolved_endpoints(self) -> list[Endpoint]:
-        """Endpoints of the recipe, else OPENAI_BASE_URL. Raises UsageError when neither is there."""
-        if self.endpoints:
-            return self.endpoints
-        url = os.environ.get("OPENAI_BASE_URL")
-        if not url:
-            raise UsageError(
-                f"No endpoint for teacher {self.model!r}: the recipe names none and OPENAI_BASE_URL is not set. "
-                "Set it, or pass teacher.endpoints.0.url=http://host:port/v1."
-            )
-        return [Endpoint(url=url)]
 
 
 class Generation(Section):
@@ -140,8 +141,15 @@ class Generation(Section):
             raise ValueError("needs at least one temperature")
         if len(set(value)) != len(value):
             raise ValueError(f"{value} names a temperature twice")
-        if any(temperature < 0 for temperature in value):
-            raise ValueError(f"{value} holds a negative temperature")
+        if not all(math.isfinite(temperature) and temperature >= 0 for temperature in value):
+            raise ValueError(f"{value} holds a temperature that is negative or not finite")
+        return value
+
+    @field_validator("extra_body")
+    @classmethod
+    def _not_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if twice := sorted(_OWN_KEYS & set(value)):
+            raise ValueError(f"{', '.join(twice)} cannot be set here: the keys of `generation` decide it")
         return value
 
 

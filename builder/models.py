@@ -1,28 +1,36 @@
 """Which weights a name stands for: a commit id for a Hub model, a hash for a folder on this machine."""
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 
-from builder.config import Student
+from builder.config import Student, Teacher
 from builder.errors import UsageError
 from builder.identity import canonical_json, sha256_hex
+from builder.store import file_sha256
 
 _DECISIVE = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
 # What training leaves beside the weights and what changes no output of the model.
-_IGNORED = frozenset({"training.json", "trainer_state.json", "model.safetensors.index.json"})
+_IGNORED = frozenset({"training.json", "training_args.bin", "trainer_state.json", "model.safetensors.index.json"})
 
 
 def weights_sha256(folder: Path) -> str:
     """64 hex digits over weights, config and tokenizer of a model folder: names and contents, in order of names."""
-    digest = hashlib.sha256()
     files = sorted(path for path in folder.iterdir() if path.suffix in _DECISIVE and path.name not in _IGNORED)
     if not any(path.suffix in (".safetensors", ".bin") for path in files):
         raise UsageError(f"{folder} holds no weights (*.safetensors); it cannot be used as a model.")
+    digest = hashlib.sha256()
     for path in files:
+        stat = path.stat()
         digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(_file_sha256(path.resolve(), stat.st_size, stat.st_mtime_ns)))
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Hash of a file, read once while it stays as it is: several steps of one command ask for the same weights."""
+    return file_sha256(path)
 
 
 def resolved_revision(model: str, revision: str | None) -> str | None:
@@ -33,14 +41,34 @@ def resolved_revision(model: str, revision: str | None) -> str | None:
 
 
 def student_id(student: Student) -> str:
-    """16 hex digits: the student whose scores these are. Another system prompt or dtype gives other scores."""
+    """16 hex digits: the student whose scores these are. Another system prompt or dtype gives other scores.
+
+    A folder stands for its weights, wherever it lies and whatever its name; a Hub model for its name and commit.
+    """
+    by_weights = student.revision is None and Path(student.model).is_dir()
     return sha256_hex(
         canonical_json(
             {
-                "model": Path(student.model).name if Path(student.model).is_dir() else student.model,
+                "model": None if by_weights else student.model,
                 "revision": resolved_revision(student.model, student.revision),
                 "system_prompt": student.system_prompt,
                 "dtype": student.dtype,
             }
         )
     )[:16]
+
+
+def tokenizer_json(teacher: Teacher) -> str | None:
+    """The teacher's `tokenizer.json`, from a folder or the Hub; None where there is none to be had."""
+    name = teacher.tokenizer or teacher.model
+    path = Path(name) / "tokenizer.json"
+    if not path.is_file():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            revision = teacher.revision if teacher.tokenizer in (None, teacher.model) else None
+            path = Path(hf_hub_download(name, "tokenizer.json", revision=revision))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+            return None
+    return path.read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 """The whole story on one screen: prompts → responses → scores → verdicts → selection → release."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from builder.config import Recipe
@@ -49,6 +49,7 @@ class Steps:
                 progress=lambda now: meter.update(now.done, wanted, note(now)),
             )
         show_generated(self.reporter, prompts, tally)
+        self.run.event("generate", asdict(tally))
         if tally.failed or tally.set_aside:
             raise EndpointError(
                 f"{tally.failed} requests failed {MAX_TRIES} times and {tally.set_aside} were refused; last: "
@@ -61,6 +62,7 @@ class Steps:
         with self.reporter.progress("score") as meter:
             result = score(self.run, self.recipe, shard=self.shard[0], progress=meter.update)
         show_scored(self.reporter, result)
+        self.run.event("score", asdict(result))
         return result
 
     def verify(self) -> VerifyResult:
@@ -68,12 +70,14 @@ class Steps:
         with self.reporter.progress("verify") as meter:
             result = verify(self.run, shard=self.shard[0], progress=meter.update)
         show_verified(self.reporter, result)
+        self.run.event("verify", asdict(result))
         return result
 
     def select(self) -> SelectionResult:
         """Run rules, selector and stages."""
         result = select(self.run, self.recipe, recipe_dir=self.recipe_dir)
         show_selected(self.reporter, result)
+        self.run.event("select", asdict(result))
         return result
 
     def release(self, selected: SelectionResult | None = None) -> Release:
@@ -81,4 +85,5 @@ class Steps:
         chosen = selected or select(self.run, self.recipe, recipe_dir=self.recipe_dir)
         written = release(self.run, self.recipe, chosen, recipe_dir=self.recipe_dir)
         show_released(self.reporter, written)
+        self.run.event("release", {"version": written.version, "is_new": written.is_new})
         return written

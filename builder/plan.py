@@ -58,7 +58,7 @@ def make_plan(run: Run, recipe: Recipe, *, limit: int | None = None) -> Plan:
         rows, duplicates, conflicts = len(prompts.rows), prompts.duplicates, prompts.gold_conflicts
     else:
         rows, duplicates, conflicts = prompts, 0, 0
-        wanted = Need(rows * len(recipe.generation.temperatures) * recipe.generation.samples, 0)
+        wanted = _declared_need(run, recipe, rows, stored)
     tokens, prompt_mean, replies = _measured(run, recipe)
     missing = wanted.missing
     total = Interval(tokens.value * missing, tokens.low * missing, tokens.high * missing) if tokens else None
@@ -110,6 +110,13 @@ def _countable(recipe: Recipe, limit: int | None, warnings: list[str]) -> Prompt
     warnings.append("counts are the recipe's declared rows; duplicates show when the sources are read")
     total = sum(rows or 0 for rows in declared)
     return min(total, limit) if limit is not None else total
+
+
+def _declared_need(run: Run, recipe: Recipe, rows: int, stored: dict[bytes, int]) -> Need:
+    """Requests of the declared rows; paid for are those of the prompts that this run has read so far."""
+    known = Prompts(run.read("prompts", ["prompt_id", "messages"]).to_dicts(), 0, 0, 0)
+    total = rows * len(recipe.generation.temperatures) * recipe.generation.samples
+    return Need(total, min(total, need(recipe, known, stored).stored))
 
 
 def _unpinned(recipe: Recipe) -> list[str]:

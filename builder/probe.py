@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from builder.client import Client
+from builder.client import Client, RefusedError, RejectedError
 from builder.config import Endpoint
-from builder.errors import BuilderError, EndpointError
+from builder.errors import BuilderError, EndpointError, FatalReply
 from builder.reply import Reply, parse_reply
 from builder.text import canonical_text
 from builder.tokens import AlignError, align
@@ -62,11 +62,13 @@ def probe(url: str, model: str | None = None, *, api_key_env: str | None = None)
 
 async def _probe(endpoint: Endpoint, model: str | None) -> ProbeResult:
     async with Client([endpoint]) as client:
-        names = await client.models()
+        names = await _names(client, model)
         if model is None and len(names) != 1:
             raise EndpointError(
                 f"{endpoint.url} serves {', '.join(names) or 'nothing it lists'}; choose one with --model."
             )
+        if model is not None and names and model not in names:
+            raise EndpointError(f"{endpoint.url} serves {', '.join(names[:5])}, not {model!r}. Nothing was asked.")
         name = model or names[0]
         result = ProbeResult(endpoint.url, name)
         asker = _Asker(client, name)
@@ -80,6 +82,15 @@ async def _probe(endpoint: Endpoint, model: str | None) -> ProbeResult:
     return result
 
 
+async def _names(client: Client, model: str | None) -> list[str]:
+    try:
+        return await client.models()
+    except (FatalReply, RefusedError):
+        if model is None:
+            raise
+        return []  # a server without a list of models may still answer
+
+
 @dataclass(frozen=True)
 class _Asker:
     client: Client
@@ -89,6 +100,17 @@ class _Asker:
         """One chat completion, raw."""
         request = {"model": self.model, "messages": _QUESTION, "max_tokens": _TOKENS, "temperature": 0.0, **parameters}
         return await self.client.post("/chat/completions", request)
+
+    async def plain(self, **parameters: Any) -> dict[str, Any]:
+        """One chat completion as JSON: what it holds besides the reply. Raises EndpointError where it is none."""
+        body = await self.body(**parameters)
+        try:
+            found = json.loads(body)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not found.get("choices"):
+            raise EndpointError(f"the answer is no chat completion: {body[:80].decode(errors='replace')}")
+        return found
 
     async def reply(self, **parameters: Any) -> Reply:
         """One chat completion, parsed."""
@@ -121,7 +143,10 @@ async def _chat(asker: _Asker, result: ProbeResult) -> Reply | None:
 
 async def _logprobs(asker: _Asker, result: ProbeResult) -> None:
     async def look() -> Finding:
-        reply = await asker.reply(logprobs=True, top_logprobs=0, return_token_ids=True)
+        try:
+            reply = await asker.reply(logprobs=True, top_logprobs=0, return_token_ids=True)
+        except RejectedError:  # perhaps only vLLM's flag for token ids; generate goes on without it too
+            reply = await asker.reply(logprobs=True, top_logprobs=0)
         usage = reply.completion_tokens
         finite = sum(value is not None and math.isfinite(value) for value in reply.logprobs)
         enough = usage is not None and abs(len(reply.logprobs) - usage) <= _SLACK
@@ -155,13 +180,12 @@ async def _raw_logprobs(asker: _Asker) -> Finding:
     found: dict[float, dict[str, float]] = {}
     for temperature in (0.5, 1.0):
         for seed in range(3):
-            body = json.loads(
-                await asker.body(temperature=temperature, seed=seed, max_tokens=1, logprobs=True, top_logprobs=5)
-            )
+            body = await asker.plain(temperature=temperature, seed=seed, max_tokens=1, logprobs=True, top_logprobs=5)
             content = (body["choices"][0].get("logprobs") or {}).get("content") or []
             for entry in content[:1]:
                 for one in [entry, *(entry.get("top_logprobs") or [])]:
-                    found.setdefault(temperature, {})[one["token"]] = one["logprob"]
+                    if isinstance(one.get("logprob"), float | int):
+                        found.setdefault(temperature, {})[one.get("token", "")] = one["logprob"]
     common = set(found.get(0.5, {})) & set(found.get(1.0, {}))
     if not common:
         return Finding("temperature leaves logprobs alone", None, "no token was seen at both temperatures")
@@ -170,7 +194,7 @@ async def _raw_logprobs(asker: _Asker) -> Finding:
 
 
 async def _prompt_logprobs(asker: _Asker) -> Finding:
-    body = json.loads(await asker.body(max_tokens=1, prompt_logprobs=1))
+    body = await asker.plain(max_tokens=1, prompt_logprobs=1)
     values = body.get("prompt_logprobs") or body["choices"][0].get("prompt_logprobs") or []
     return Finding("prompt logprobs", len(values) > 1, f"{len(values)} positions")
 
@@ -182,9 +206,9 @@ async def _continuation(asker: _Asker, reply: Reply) -> Finding:
     prefix = " ".join(words[: max(1, len(words) // 2)])
     content = f"<think>\n{prefix}" if reply.reasoning is not None else prefix
     messages = [*_QUESTION, {"role": "assistant", "content": content}]
-    body = json.loads(await asker.body(messages=messages, continue_final_message=True, add_generation_prompt=False))
+    body = await asker.plain(messages=messages, continue_final_message=True, add_generation_prompt=False)
     tokens = (body.get("usage") or {}).get("prompt_tokens")
-    closed = json.loads(await asker.body(messages=messages, max_tokens=1))
+    closed = await asker.plain(messages=messages, max_tokens=1)
     others = (closed.get("usage") or {}).get("prompt_tokens")
     # A server that ignores the flag closes the message and opens a new turn, which costs more prompt tokens.
     works = tokens is not None and others is not None and tokens < others

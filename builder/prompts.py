@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ def load_prompts(recipe: Recipe, *, limit: int | None = None) -> Prompts:
     golds: dict[str, set[str]] = {}
     total = 0
     for source in recipe.prompts:
+        if limit is not None and len(merged) >= limit:
+            break
         revision, rows = open_source(source)
         count = 0
         for number, row in enumerate(rows, start=1):
@@ -88,8 +91,11 @@ def open_source(source: PromptSource) -> tuple[str, Iterable[dict[str, Any]]]:
     path = Path(source.source)
     if not path.is_file():
         raise SourceError(f"Prompt source {source.source} does not exist (looked in {Path.cwd()}).")
-    with path.open("rb") as file:
-        revision = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            revision = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SourceError(f"Prompt source {source.source} cannot be read: {error}.") from error
     return revision, _open_file(path)
 
 
@@ -103,17 +109,20 @@ def _open_file(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    number = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, start=1):  # bytes: lines end at \n only, never at U+2028
                 if not line.strip():
                     continue
-                row = msgspec.json.decode(line)
+                row = msgspec.json.decode(line.removeprefix(b"\xef\xbb\xbf"))
                 if not isinstance(row, dict):
                     raise SourceError(f"{path} line {number} is no JSON object but {type(row).__name__}.")
                 yield row
-    except (msgspec.DecodeError, OSError, EOFError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path} cannot be read as JSON lines: {error}.") from error
+    except msgspec.DecodeError as error:
+        raise SourceError(f"{path} line {number} is no JSON: {error}. Each line must hold one JSON object.") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"{path} cannot be read after line {number}: {error}.") from error
 
 
 def _arrow_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -155,9 +164,12 @@ def _prompt(source: PromptSource, revision: str, number: int, row: dict[str, Any
     messages = normalize_messages(_messages(source, where, row))
     if not messages[-1]["content"] or not any(message["role"] == "user" for message in messages):
         raise SourceError(f"{where} has an empty question. Nothing can be asked; remove the row or fill it in.")
-    gold_type = _text(row, "gold_type") or source.gold_type
-    if source.gold_type is not None:
-        gold_type = source.gold_type
+    if messages[-1]["role"] == "assistant":
+        raise SourceError(
+            f"{where} ends with the assistant's own reply, which is no part of a question: endpoints would be paid to "
+            "answer nothing. Keep the messages up to the last user turn."
+        )
+    gold_type = source.gold_type or _text(row, "gold_type")
     gold = _gold(source, where, row)
     return {
         "prompt_id": prompt_id(messages),

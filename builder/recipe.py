@@ -42,6 +42,8 @@ def load_recipe(recipe: str | Path, overrides: list[str] | None = None) -> Recip
         raise UsageError(f"Recipe {path} cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise UsageError(f"Recipe {path} holds no keys; the least is `name`, `prompts` and `teacher`.")
+    if isinstance(data.get("prompts"), dict):  # one source without a list, so that prompts.0.source=FILE finds it
+        data["prompts"] = [data["prompts"]]
     for override in overrides or []:
         _override(data, override)
     try:
@@ -63,7 +65,7 @@ def _override(data: dict[str, Any], override: str) -> None:
     here: Any = data
     for depth, key in enumerate(parents):
         following = [*parents, last][depth + 1]
-        here = _descend(here, key, [] if following.isdigit() else {}, override)
+        here = _descend(here, key, [] if following.isdecimal() else {}, override)
     if isinstance(here, list):
         index = _index(here, last, override)
         here[index : index + 1] = [value]
@@ -87,7 +89,7 @@ def _descend(here: Any, key: str, empty: Any, override: str) -> Any:
 
 
 def _index(here: list[Any], key: str, override: str) -> int:
-    if not key.isdigit() or int(key) > len(here):
+    if not key.isdecimal() or int(key) > len(here):
         raise UsageError(f"{override!r}: {key!r} is no index of a list with {len(here)} entries.")
     return int(key)
 
@@ -102,10 +104,12 @@ def _problems(error: ValidationError) -> list[str]:
             lines.append(f"  {where}: unknown key{_did_you_mean(str(problem['loc'][-1]), known)}")
         elif problem["type"] == "missing":
             lines.append(f"  {where}: is missing")
+        elif problem["loc"][-1] == "str" and isinstance(problem["input"], dict):
+            continue  # the other way to write a gold; the errors of the way that was chosen are in the list
+        elif problem["type"] == "value_error":  # ours: names the value itself, unless it could be a secret
+            lines.append(f"  {where}: {problem['msg'].removeprefix('Value error, ')}")
         else:
-            lines.append(
-                f"  {where}: {problem['msg'].removeprefix('Value error, ')} (got {_shorten(problem['input'])})"
-            )
+            lines.append(f"  {where}: {problem['msg']} (got {_shorten(problem['input'])})")
     return lines
 
 

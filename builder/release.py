@@ -13,7 +13,6 @@ from typing import Any, Final
 import jsonschema
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from builder import journal
@@ -22,21 +21,13 @@ from builder.config import Recipe
 from builder.errors import ReleaseError
 from builder.identity import canonical_json, rowset_hash, sha256_hex
 from builder.models import resolved_revision
-from builder.release_rows import candidate_rows, stage_rows
+from builder.release_files import file_entry, put_config, put_text, sync_folders
+from builder.release_rows import candidate_rows, fit, stage_rows, unplaced
 from builder.resources import resource
 from builder.selection import SelectionResult, plan_selection
-from builder.store import Run, file_sha256, publish_file, sync_directory
+from builder.store import Run, sync_directory
 
 FORMAT: Final = 1
-_ROW_GROUP_BYTES: Final = 100_000_000
-_SHARD_BYTES: Final = 500_000_000
-# The Hub's viewer needs a page index; content-defined chunks let a changed file upload only what changed.
-_PARQUET: Final[dict[str, Any]] = {
-    "compression": "zstd",
-    "compression_level": 3,
-    "write_page_index": True,
-    "use_content_defined_chunking": True,
-}
 _PACKAGES: Final = (
     "tempered", "datasets", "duckdb", "huggingface-hub", "math-verify", "msgspec", "numpy", "openai", "polars",
     "pyarrow", "pydantic", "torch", "transformers",
@@ -57,31 +48,27 @@ class Release:
 
 
 def release(run: Run, recipe: Recipe, selected: SelectionResult, *, recipe_dir: Path | None = None) -> Release:
-    """Write v(N+1) of what `selected` chose, or return vN when its rows are the same.
+    """Write v(N+1) of what `selected` chose, or return vN when its rows, schedule and licence are the same.
 
-    Raises ReleaseError when a stage has no rows or the disk refuses; earlier releases are untouched.
+    Raises ReleaseError when the selection is not the recipe's, a stage has no rows or the disk refuses; earlier
+    releases are untouched.
     """
-    sql = _sql_texts(recipe, recipe_dir)
+    sql = _sql_texts(run, recipe, selected, recipe_dir)
     parent = latest_release(run)
     number = int(parent.version[1:]) + 1 if parent else 1
     run.releases.mkdir(parents=True, exist_ok=True)
     work = run.releases / f".v{number}-{uuid.uuid4().hex}"
     try:
-        schedule = _write_stages(work, run, recipe, parent)
-        candidates = candidate_rows(run, recipe)
-        _write_config(work, "candidates", candidates)
-        if recipe.release.logprobs:
-            _write_config(work, "logprobs", _kept_logprobs(run))
-        if parent is not None and _data_files(work) == _data_files(parent.path):
+        schedule, taken = _write_configs(work, run, recipe, parent)
+        if parent is not None and taken and _same_frame(parent, recipe, schedule, list((work / "data").iterdir())):
             shutil.rmtree(work)
             return Release(parent.path, parent.manifest, is_new=False)
         _write_texts(work, recipe, sql)
         manifest = _manifest(work, run, recipe, selected, sql, schedule, f"v{number}", parent)
         jsonschema.validate(manifest, json.loads(resource("data_cards", "manifest.schema.json").read_text("utf-8")))
-        _write(work / "README.md", render_card(manifest))
-        _write(work / ".builder" / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-        for folder in {path.parent for path in work.rglob("*")}:
-            sync_directory(folder)
+        put_text(work / "README.md", render_card(manifest))
+        put_text(work / ".builder" / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        sync_folders(work)
         path = run.releases / f"v{number}"
         work.rename(path)
         sync_directory(run.releases)
@@ -120,17 +107,25 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _sql_texts(recipe: Recipe, recipe_dir: Path | None) -> dict[str, str]:
-    """The rules and the selector that the recipe names, by their path below `.builder/`."""
+def _sql_texts(run: Run, recipe: Recipe, selected: SelectionResult, recipe_dir: Path | None) -> dict[str, str]:
+    """The rules and the selector that made the selection, by their path below `.builder/`."""
     plan = plan_selection(recipe, recipe_dir)
+    made = {plan.selection_id, *run.ids("selection", "selection_id")}
+    if made != {selected.selection_id}:
+        raise ReleaseError(
+            f"Selection {selected.selection_id} is not the one of the table and of today's recipe and SQL "
+            f"({', '.join(sorted(made))}). A release names the SQL that made its rows; run builder select again."
+        )
     texts = {f"sql/rules/{rule.name}.sql": rule.text for rule in plan.rules}
     return texts | {f"sql/selectors/{plan.selector.name}.sql": plan.selector.text}
 
 
-def _write_stages(work: Path, run: Run, recipe: Recipe, parent: Release | None) -> list[dict[str, Any]]:
-    """One config a stage, in training order; a stage whose rows the parent has is taken over file for file."""
-    before = {entry["config"]: entry for entry in parent.manifest["schedule"]} if parent else {}
-    schedule = []
+def _write_configs(work: Path, run: Run, recipe: Recipe, parent: Release | None) -> tuple[list[dict[str, Any]], bool]:
+    """Configs of the stages in training order, then `candidates` and `logprobs`; the schedule, and whether all of them
+    were taken over from the parent."""
+    hashes = {entry["path"]: entry["sha256"] for entry in parent.manifest["files"]} if parent else {}
+    before = parent.path if parent else None
+    schedule, taken = [], []
     for name, stage, rows in stage_rows(run, recipe):
         if rows.num_rows == 0:
             raise ReleaseError(
@@ -138,11 +133,7 @@ def _write_stages(work: Path, run: Run, recipe: Recipe, parent: Release | None) 
                 "Look at the funnel of builder select; loosen a rule, or take the stage out of the recipe."
             )
         frame = pl.DataFrame(pl.from_arrow(rows))
-        digest = rowset_hash(frame, rows.column_names)
-        if parent is not None and before.get(name, {}).get("rowset_hash") == digest:
-            shutil.copytree(parent.path / "data" / name, work / "data" / name)
-        else:
-            _write_config(work, name, rows)
+        taken.append(put_config(work, name, rows, before, hashes))
         tokens = frame["student_tokens"] if "student_tokens" in frame.columns else None
         schedule.append(
             {
@@ -152,42 +143,44 @@ def _write_stages(work: Path, run: Run, recipe: Recipe, parent: Release | None) 
                 "init": stage.init,
                 "rows": rows.num_rows,
                 "tokens": int(tokens.sum()) if tokens is not None and not tokens.has_nulls() else None,
-                "rowset_hash": digest,
+                "rowset_hash": rowset_hash(frame, rows.column_names),
                 "epochs": stage.epochs,
             }
         )
-    return schedule
+    taken.append(put_config(work, "candidates", candidate_rows(run, recipe), before, hashes))
+    if recipe.release.logprobs:
+        taken.append(put_config(work, "logprobs", _kept_logprobs(run), before, hashes))
+    return schedule, all(taken)
 
 
-def _write_config(work: Path, config: str, rows: pa.Table) -> None:
-    """Parquet shards of one config, synced."""
-    folder = work / "data" / config
-    folder.mkdir(parents=True)
-    shards = max(1, -(-rows.nbytes // _SHARD_BYTES))
-    size = max(1, -(-rows.num_rows // shards))
-    group = max(1, int(_ROW_GROUP_BYTES / max(1, rows.nbytes / max(1, rows.num_rows))))
-    for shard in range(shards):
-        path = folder / f"train-{shard:05d}-of-{shards:05d}.parquet"
-        temporary = folder / f".{path.name}"
-        pq.write_table(rows.slice(shard * size, size), temporary, row_group_size=group, **_PARQUET)
-        publish_file(temporary, path)
+def _same_frame(parent: Release, recipe: Recipe, schedule: list[dict[str, Any]], configs: list[Path]) -> bool:
+    """Whether the parent says the same of the same configs: how to train on them, under which licence."""
+    manifest = parent.manifest
+    before = {path.name for path in (parent.path / "data").iterdir()}
+    same_configs = before == {path.name for path in configs}
+    return bool(same_configs and manifest["schedule"] == schedule and manifest["license"] == recipe.release.license)
 
 
 def _kept_logprobs(run: Run) -> pa.Table:
     """Teacher logprobs of the selected replies."""
     kept = run.scan("selection").filter(pl.col("kind") == "sft").select(pl.col("grain_id").alias("response_id"))
     rows = run.scan("logprobs").join(kept.unique(), on="response_id", how="semi").sort("response_id").collect()
-    return rows.to_arrow().cast(run.schema("logprobs"))
+    return fit(rows.to_arrow(), run.schema("logprobs"))
 
 
 def _write_texts(work: Path, recipe: Recipe, sql: Mapping[str, str]) -> None:
-    """The recipe without endpoints (addresses of servers are nobody's business), the SQL, the package versions."""
+    """The recipe without endpoints and folders (they are nobody's business), the SQL, the package versions."""
     resolved = recipe.decisive()
-    _write(work / ".builder" / "recipe.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    named = [(source, "source") for source in resolved["prompts"]]
+    named += [(resolved[part], key) for part in ("teacher", "student") for key in ("model", "tokenizer")]
+    for section, key in named:
+        if section and section.get(key):
+            section[key] = unplaced(section[key])
+    put_text(work / ".builder" / "recipe.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     for path, text in sql.items():
-        _write(work / ".builder" / path, text)
+        put_text(work / ".builder" / path, text)
     pins = "".join(f"{name}=={found}\n" for name, found in packages().items())
-    _write(work / ".builder" / "constraints.txt", pins)
+    put_text(work / ".builder" / "constraints.txt", pins)
 
 
 def _manifest(
@@ -216,11 +209,15 @@ def _manifest(
         "repo": recipe.release.repo,
         "sql": hashes,
         "prompts": prompt_sources(run),
-        "teacher": {"model": teacher.model, "revision": teacher.revision, "tokenizer": recipe.public_tokenizer()},
+        "teacher": {
+            "model": unplaced(teacher.model),
+            "revision": teacher.revision,
+            "tokenizer": unplaced(recipe.public_tokenizer() or teacher.model),
+        },
         "student": None
         if student is None
         else {
-            "model": recipe.public_student(),
+            "model": unplaced(recipe.public_student() or student.model),
             "revision": resolved_revision(student.model, student.revision),
             "system_prompt": student.system_prompt,
         },
@@ -238,7 +235,7 @@ def _manifest(
             for row in selected.funnel
         ],
         "rollout": None,
-        "files": [_file_entry(work, path) for path in sorted(work.rglob("*")) if path.is_file()],
+        "files": [file_entry(work, path) for path in sorted(work.rglob("*")) if path.is_file()],
         "schedule": schedule,
         "calls": calls(run),
         "packages": packages(),
@@ -291,25 +288,3 @@ def packages() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _data_files(root: Path) -> dict[str, str]:
-    """Hashes of the data files below a release."""
-    return {path.relative_to(root).as_posix(): file_sha256(path) for path in sorted((root / "data").rglob("*.parquet"))}
-
-
-def _file_entry(work: Path, path: Path) -> dict[str, Any]:
-    rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
-    return {
-        "path": path.relative_to(work).as_posix(),
-        "sha256": file_sha256(path),
-        "bytes": path.stat().st_size,
-        "rows": rows,
-    }
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    publish_file(temporary, path)

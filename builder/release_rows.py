@@ -1,7 +1,6 @@
 """Rows of a release, in its schemas: joins over the run's tables, ordered by id so that versions differ little."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -16,6 +15,7 @@ from builder.text import completion_text
 
 DEFAULT_STAGE = "train"
 _MARGIN = 0.1
+_CHUNK_BYTES = 256_000_000
 
 
 def stages_of(recipe: Recipe) -> dict[str, Stage]:
@@ -70,7 +70,7 @@ def _sft_rows(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pa.Table:
         .join(_scores(run, recipe), on="response_id", how="left")
         .with_columns(
             pl.when(pl.col("role") == "mixed").then(pl.lit("mixed")).otherwise(pl.lit("teacher")).alias("policy"),
-            pl.col("model").alias("teacher"),
+            _label("model").alias("teacher"),
             pl.col("model_revision").alias("teacher_revision"),
             pl.col("teacher_counts").list.get(margin_index(recipe), null_on_oob=True).alias("teacher_sentences"),
         )
@@ -106,12 +106,16 @@ def _reward_rows(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pa.Table:
         .sort("grain_id")
         .collect()
     )
-    texts = {
-        row["response_id"]: completion_text(row["reasoning"], row["answer"])
-        for row in run.scan("responses").select("response_id", "reasoning", "answer").collect().iter_rows(named=True)
-    }
+    wanted = pl.concat([frame["chosen_id"], frame["rejected_id"]]).unique().to_frame("response_id").lazy()
+    replies = (
+        run.scan("responses").select("response_id", "reasoning", "answer").join(wanted, on="response_id", how="semi")
+    )
+    texts = {identity: completion_text(*parts) for identity, *parts in replies.collect().iter_rows()}
     for column in ("chosen", "rejected"):
-        messages = [[{"role": "assistant", "content": texts[identity]}] for identity in frame[f"{column}_id"]]
+        messages = [
+            [{"role": "assistant", "content": texts[identity]}] if identity in texts else None
+            for identity in frame[f"{column}_id"]
+        ]
         frame = frame.with_columns(pl.Series(column, messages, dtype=_MESSAGES))
     return _as_kind("reward", frame)
 
@@ -119,7 +123,6 @@ def _reward_rows(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pa.Table:
 def candidate_rows(run: Run, recipe: Recipe) -> pa.Table:
     """Every teacher reply with its scores, features, verdict and the rules it breaks: what SQL experiments read."""
     broken = run.scan("rejections").group_by("response_id").agg(pl.col("rule_name").sort().alias("rejected_by"))
-    verdicts = run.scan("verdicts").select("response_id", "verifier", "verdict", "extracted")
     features = run.scan("features").select(FEATURES.schema.names)
     scores = _scores(run, recipe).select(SCORES.schema.names).drop("sentence_count", "status_detail")
     frame = (
@@ -127,14 +130,39 @@ def candidate_rows(run: Run, recipe: Recipe) -> pa.Table:
         .filter(pl.col("role").is_in(["teacher", "mixed", "rewrite"]))
         .join(_prompts(run, recipe).drop("language"), on="prompt_id", how="inner")
         .join(scores.rename({"status": "score_status"}), on="response_id", how="left")
-        .join(verdicts, on=["response_id", "verifier"], how="left")
+        .join(_verdicts(run), on="response_id", how="left")
         .join(features, on="response_id", how="left")
         .join(broken, on="response_id", how="left")
-        .with_columns(pl.col("rejected_by").fill_null([]))
+        .with_columns(pl.col("rejected_by").fill_null([]), _label("model"))
         .sort("response_id")
         .collect()
     )
     return _cast(frame, RELEASE_CANDIDATES)
+
+
+def _verdicts(run: Run) -> pl.LazyFrame:
+    """The verdict that decides each reply, as in `stg_verdicts`: that of the prompt's verifier, else the strictest."""
+    prompts = run.scan("prompts").select("prompt_id", named="verifier")
+    replies = run.scan("responses").select("response_id", "prompt_id").join(prompts, on="prompt_id", how="left")
+    strictness = pl.Enum(["wrong", "correct", "unscorable", "timeout", "error"])
+    return (
+        run.scan("verdicts")
+        .join(replies, on="response_id", how="left")
+        .sort(pl.col("verifier").ne_missing(pl.col("named")), pl.col("verdict").cast(strictness), "verifier")
+        .unique("response_id", keep="first", maintain_order=True)
+        .select("response_id", "verdict", "extracted")
+    )
+
+
+def unplaced(label: str) -> str:
+    """A model's label without the folders of the machine that serves it."""
+    return label.rstrip("/").rpartition("/")[2] if label.startswith(("/", "~")) else label
+
+
+def _label(column: str) -> pl.Expr:
+    label = pl.col(column)
+    last = label.str.strip_chars_end("/").str.split("/").list.last()
+    return pl.when(label.str.contains("^[/~]")).then(last).otherwise(label).alias(column)
 
 
 _MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
@@ -153,5 +181,17 @@ def _cast(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
                 f"Column {field.name!r} is null in {table[field.name].null_count} rows. A selected row lacks its "
                 "prompt or reply; rerun builder select on complete tables."
             )
-    arrays: list[Any] = [table[field.name].combine_chunks().cast(field.type) for field in schema]
-    return pa.Table.from_arrays(arrays, schema=schema)
+    return fit(table, schema)
+
+
+def fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table in a schema, in chunks for Arrow's 32-bit offsets: one array holds at most 2 GB of text."""
+    step = max(1, int(_CHUNK_BYTES * table.num_rows / max(1, table.nbytes)))
+    chunks = [table.slice(start, step) for start in range(0, table.num_rows, step)]
+    fitted = [
+        pa.Table.from_arrays(
+            [chunk[name].combine_chunks().cast(schema.field(name).type) for name in schema.names], schema=schema
+        )
+        for chunk in chunks
+    ]
+    return pa.concat_tables(fitted) if fitted else schema.empty_table()

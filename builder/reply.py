@@ -12,6 +12,8 @@ from builder.text import THINK_CLOSE, THINK_OPEN, split_reasoning
 
 MISSING_LOGPROB: Final = -9000.0
 """vLLM writes −9999.0 where it has no logprob (spec DASD 2.7); anything at or below this is missing, not measured."""
+_BROKEN_OFF: Final = frozenset({"abort", "error", "insufficient_system_resource"})
+"""finish_reason of a server that gave up in the middle (vLLM, OpenRouter, DeepSeek): no end of its own, no limit."""
 
 
 class _TokenLogprob(msgspec.Struct):
@@ -29,6 +31,7 @@ class _Message(msgspec.Struct):
     reasoning: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[Any] | None = None
+    function_call: Any = None
     refusal: str | None = None
 
 
@@ -91,8 +94,13 @@ def parse_reply(body: bytes) -> Reply:
         answer, form = (content or "").strip() or None, "field"
     else:
         reasoning, answer, form = split_reasoning(content or "")
-    calls = len(message.tool_calls or [])
-    if reasoning is None and answer is None and not calls and choice.finish_reason != "length":
+    calls = len(message.tool_calls or []) + (message.function_call is not None)
+    finish = _clean(choice.finish_reason)[0]
+    if finish in _BROKEN_OFF:
+        raise EndpointError(f"the endpoint broke the reply off (finish_reason {finish})")
+    if reasoning is None and answer is None and not calls and finish != "length":
+        if finish == "content_filter":
+            raise FatalReply("the endpoint's content filter left nothing of the reply")
         raise EndpointError("the endpoint answered 200 with an empty reply")
     pieces, logprobs, nonfinite = _tokens(choice.logprobs)
     usage = parsed.usage or _Usage()
@@ -100,7 +108,7 @@ def parse_reply(body: bytes) -> Reply:
         reasoning=reasoning,
         answer=answer,
         reasoning_format=form,
-        finish_reason=choice.finish_reason,
+        finish_reason=finish,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens if usage.completion_tokens is not None else (len(pieces) or None),
         tool_calls=calls,
@@ -118,10 +126,16 @@ def _decode(body: bytes) -> _Body:
         return _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass
+    start = _short(body[:200].decode(errors="replace"))
     try:
-        return msgspec.convert(json.loads(body.decode("utf-8", errors="replace")), _Body, strict=False)
-    except (ValueError, msgspec.ValidationError, RecursionError) as error:
-        start = _short(body[:200].decode(errors="replace"))
+        plain = json.loads(body.decode("utf-8", errors="replace"))
+    except (ValueError, RecursionError) as error:
+        raise EndpointError(f"the endpoint answered 200 with a body that is no reply ({error}): {start}") from None
+    try:
+        return msgspec.convert(plain, _Body, strict=False)
+    except msgspec.ValidationError as error:
+        if isinstance(plain, dict) and plain.get("choices"):  # asking again would bring, and cost, the same
+            raise FatalReply(f"the endpoint's reply has a form that is not known here ({error}): {start}") from None
         raise EndpointError(f"the endpoint answered 200 with a body that is no reply ({error}): {start}") from None
 
 
@@ -163,9 +177,10 @@ def _named_ids(logprobs: _Logprobs | None) -> list[int]:
     """Ids from `token_id:N` names (vLLM's return_tokens_as_token_ids); empty unless every token has one."""
     entries = (logprobs.content if logprobs else None) or []
     names = [entry.token.removeprefix("token_id:") for entry in entries if entry.token.startswith("token_id:")]
-    return [int(name) for name in names] if len(names) == len(entries) else []
+    return [int(name) for name in names] if len(names) == len(entries) and all(map(str.isdecimal, names)) else []
 
 
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = _clean(text)[0] or ""
     return text if len(text) <= 200 else text[:197] + "..."

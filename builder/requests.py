@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from builder.config import Generation, Recipe
-from builder.identity import Message, request_key, request_seed
+from builder.identity import Message, normalize_messages, request_key, request_seed
 from builder.prompts import Prompts
 
 
@@ -44,19 +44,18 @@ def sampling(generation: Generation, temperature: float) -> dict[str, Any]:
 def messages_of(generation: Generation, messages: Iterable[Message]) -> list[dict[str, str]]:
     """Messages as sent: the recipe's system prompt first, unless the prompt brings its own."""
     own = [dict(message) for message in messages]
-    if generation.system_prompt is None or own[0]["role"] == "system":
+    if generation.system_prompt is None or own[0]["role"] in ("system", "developer"):
         return own
-    return [{"role": "system", "content": generation.system_prompt}, *own]
+    return normalize_messages([{"role": "system", "content": generation.system_prompt}, *own])
 
 
 def requests(recipe: Recipe, prompts: Prompts, *, shard: tuple[int, int] = (0, 1)) -> Iterator[Request]:
     """All requests of a shard `(index, count)`, prompt after prompt. A shard holds whole prompts, by their hash."""
     teacher = recipe.require_teacher()
     generation = recipe.generation
-    index, count = shard
     for row in prompts.rows:
         prompt = row["prompt_id"]
-        if count > 1 and int(prompt[:8], 16) % count != index:
+        if not _in_shard(prompt, shard):
             continue
         messages = messages_of(generation, row["messages"])
         for temperature in generation.temperatures:
@@ -75,6 +74,17 @@ def requests(recipe: Recipe, prompts: Prompts, *, shard: tuple[int, int] = (0, 1
                 yield Request(key, prompt, messages, temperature, sample_index, seed)
 
 
+def total(recipe: Recipe, prompts: Prompts, *, shard: tuple[int, int] = (0, 1)) -> int:
+    """Requests of a shard in all, counted without computing a key."""
+    rows = sum(_in_shard(row["prompt_id"], shard) for row in prompts.rows)
+    return rows * len(recipe.generation.temperatures) * recipe.generation.samples
+
+
+def _in_shard(prompt: str, shard: tuple[int, int]) -> bool:
+    index, count = shard
+    return count == 1 or int(prompt[:8], 16) % count == index
+
+
 def satisfied(stored: dict[bytes, int], key: str, max_tokens: int) -> bool:
     """Whether a stored reply answers the request: it stopped by itself, or was cut at no smaller limit."""
     cut = stored.get(bytes.fromhex(key))
@@ -83,10 +93,8 @@ def satisfied(stored: dict[bytes, int], key: str, max_tokens: int) -> bool:
 
 def need(recipe: Recipe, prompts: Prompts, stored: dict[bytes, int], *, shard: tuple[int, int] = (0, 1)) -> Need:
     """Requests in all and those paid for. Without anything stored no key is computed: plans of millions stay quick."""
-    if not stored and shard == (0, 1):
-        return Need(len(prompts.rows) * len(recipe.generation.temperatures) * recipe.generation.samples, 0)
-    total = paid = 0
-    for request in requests(recipe, prompts, shard=shard):
-        total += 1
-        paid += satisfied(stored, request.key, recipe.generation.max_tokens)
-    return Need(total, paid)
+    if not stored:
+        return Need(total(recipe, prompts, shard=shard), 0)
+    limit = recipe.generation.max_tokens
+    paid = sum(satisfied(stored, request.key, limit) for request in requests(recipe, prompts, shard=shard))
+    return Need(total(recipe, prompts, shard=shard), paid)

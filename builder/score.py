@@ -13,7 +13,8 @@ import polars as pl
 from builder.config import Recipe, Teacher
 from builder.divergence import Divergence, divergence
 from builder.identity import Message
-from builder.models import student_id
+from builder.models import student_id, tokenizer_json
+from builder.reply import MISSING_LOGPROB
 from builder.store import Run, columns_table
 from builder.student import CannotRender, LocalStudent, Rendered
 from builder.text import canonical_text, sentence_byte_ends
@@ -22,6 +23,8 @@ from builder.tokens import AlignError, align, sentence_of_tokens, token_bytes
 _CHUNK: Final = 1024
 """Replies scored between two parts: what a crash costs, in student passes."""
 
+_BLOCK_BYTES: Final = 64_000_000
+"""Parquet bytes read at once; every part is read once, and a run below this is batched alike however it was sealed."""
 
 _TokenBytes = Callable[[], dict[int, bytes] | None]
 """The teacher's token bytes, read only when some reply needs them."""
@@ -84,41 +87,63 @@ def score(
     """
     identity = student_id(recipe.require_student())
     missing = _missing(run, identity)
-    if len(missing):
+    if missing.height:
         student = student or LocalStudent(recipe.require_student())
         pieces = cache(partial(_teacher_bytes, recipe.require_teacher()))
         prompts = {row["prompt_id"]: row["messages"] for row in run.read("prompts").iter_rows(named=True)}
+        known = run.scan("sentences").filter(pl.col("student_id") == identity).select("response_id").collect()
+        written = set(known["response_id"].to_list())  # by a call that ended before it wrote their scores
         done = 0
         for chunk in _chunks(run, missing):
             candidates = [_candidate(row, pieces, student, prompts) for row in chunk.iter_rows(named=True)]
-            _write(run, identity, candidates, _diverge(student, candidates), shard)
+            _write(run, identity, candidates, _diverge(student, candidates), written, shard)
             done += len(candidates)
             if progress:
-                progress(done, len(missing))
+                progress(done, missing.height)
     statuses = run.scan("scores").filter(pl.col("student_id") == identity).select("status").collect()["status"]
-    return ScoreResult(identity, len(missing), dict(sorted(Counter(statuses.to_list()).items())))
+    return ScoreResult(identity, missing.height, dict(sorted(Counter(statuses.to_list()).items())))
 
 
-def _missing(run: Run, identity: str) -> list[str]:
-    """Ids of replies without a score for this student, ascending, so that batches do not depend on parts."""
+def _missing(run: Run, identity: str) -> pl.DataFrame:
+    """Ids of replies without a score for this student."""
     scored = run.scan("scores").filter(pl.col("student_id") == identity).select("response_id")
     replies = run.scan("responses").filter(pl.col("role").is_in(["teacher", "mixed", "rewrite"]))
     wanted = replies.join(run.scan("prompts"), on="prompt_id", how="semi").select("response_id")
-    return sorted(wanted.join(scored, on="response_id", how="anti").collect()["response_id"].to_list())
+    return wanted.join(scored, on="response_id", how="anti").unique().collect()
 
 
-def _chunks(run: Run, missing: list[str]) -> Iterator[pl.DataFrame]:
-    for start in range(0, len(missing), _CHUNK):
-        ids = pl.DataFrame({"response_id": missing[start : start + _CHUNK]}).lazy()
-        responses = run.scan("responses").select(
-            "response_id", "prompt_id", "reasoning", "answer", "logprobs_mode", "replaced_characters"
-        )
-        yield (
-            ids.join(responses, on="response_id", how="left")
-            .join(run.scan("logprobs"), on="response_id", how="left")
-            .sort("response_id")
+def _chunks(run: Run, missing: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Replies with their logprobs, ascending by id within a block of parts, so that batches do not depend on parts."""
+    logprobs = run.parts("logprobs")
+    held = [pl.scan_parquet(part, glob=False).select("response_id", part=pl.lit(i)) for i, part in enumerate(logprobs)]
+    places = pl.concat(held).collect() if held else pl.DataFrame(schema={"response_id": pl.String, "part": pl.Int32})
+    for parts in _blocks(run.parts("responses")):
+        block = (
+            pl.scan_parquet(parts, glob=False)
+            .select("response_id", "prompt_id", "reasoning", "answer", "logprobs_mode")
+            .join(missing.lazy(), on="response_id", how="semi")
+            .unique("response_id")
             .collect()
         )
+        needed = places.join(block, on="response_id", how="semi")["part"].unique().sort().to_list()
+        values = pl.scan_parquet([logprobs[i] for i in needed], glob=False) if needed else run.scan("logprobs").head(0)
+        rows = block.lazy().join(values, on="response_id", how="left").sort("response_id").collect()
+        for start in range(0, rows.height, _CHUNK):
+            yield rows.slice(start, _CHUNK)
+
+
+def _blocks(parts: list[Path]) -> Iterator[list[Path]]:
+    """Parts in order, as many at once as `_BLOCK_BYTES` allow."""
+    block: list[Path] = []
+    size = 0
+    for part in parts:
+        size += part.stat().st_size
+        if block and size > _BLOCK_BYTES:
+            yield block
+            block, size = [], part.stat().st_size
+        block.append(part)
+    if block:
+        yield block
 
 
 def _candidate(
@@ -164,12 +189,16 @@ def _teacher_side(candidate: _Candidate, row: dict[str, Any], pieces: _TokenByte
     if ends is None:
         return
     offsets = np.asarray(ends, dtype=np.int32)
-    logprobs = np.asarray([np.nan if value is None else value for value in values], dtype=np.float32)
+    logprobs = np.asarray(values, dtype=np.float32)  # None becomes nan
     if len(offsets) != len(logprobs):
         candidate.fail("align_error", f"teacher: {len(logprobs)} logprobs but {len(offsets)} token ends")
         return
-    content = np.diff(offsets, prepend=0) > 0
-    absent = int(np.isnan(logprobs[content]).sum())
+    size, covered = len(candidate.text.encode()), np.diff(offsets, prepend=0)
+    if offsets[-1] != size or covered.min() < 0:
+        candidate.fail("align_error", f"teacher: token ends up to {offsets[-1]} do not cover the text of {size} bytes")
+        return
+    content = covered > 0
+    absent = int((~np.isfinite(logprobs[content]) | (logprobs[content] <= MISSING_LOGPROB)).sum())
     if absent:
         candidate.fail("no_teacher_logprobs", f"{absent} of {int(content.sum())} tokens have no finite logprob")
         return
@@ -181,8 +210,10 @@ def _align_by_ids(candidate: _Candidate, row: dict[str, Any], pieces: _TokenByte
     ids = row["token_ids"]
     table = pieces() if ids else None
     if not ids or table is None or len(ids) != len(row["logprob"]):
-        reason = "and there are no token ids" if not ids else "and the teacher's tokenizer cannot be read"
-        candidate.fail("align_error", f"teacher: {row['align_detail']}, {reason}")
+        reason = f"there are {len(ids or [])} token ids for {len(row['logprob'])} logprobs"
+        if ids and table is None:
+            reason = "the teacher's tokenizer cannot be read"
+        candidate.fail("align_error", f"teacher: {row['align_detail']}, and {reason}")
         return None
     unknown = [index for index in ids if index not in table]
     if unknown:
@@ -221,10 +252,10 @@ def _diverge(student: StudentModel, candidates: list[_Candidate]) -> dict[str, D
     return result
 
 
-def _write(run: Run, identity: str, candidates: list[_Candidate], found: dict[str, Divergence], shard: int) -> None:
-    """Sentences first: a reply counts as scored once it is in `scores`."""
-    known = run.scan("sentences").filter(pl.col("student_id") == identity).select("response_id").collect()
-    written = set(known["response_id"].to_list())
+def _write(
+    run: Run, identity: str, candidates: list[_Candidate], found: dict[str, Divergence], written: set[str], shard: int
+) -> None:
+    """Sentences first, but those `written` already: a reply counts as scored once it is in `scores`."""
     sentences, scores = [], []
     for candidate in candidates:
         result = found.get(candidate.response_id)
@@ -262,15 +293,5 @@ def _write(run: Run, identity: str, candidates: list[_Candidate], found: dict[st
 
 def _teacher_bytes(teacher: Teacher) -> dict[int, bytes] | None:
     """Bytes of the teacher's tokens; None where its tokenizer is not to be had (token texts may do without)."""
-    name = teacher.tokenizer or teacher.model
-    path = Path(name) / "tokenizer.json"
-    if not path.is_file():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-        try:
-            revision = teacher.revision if teacher.tokenizer in (None, teacher.model) else None
-            path = Path(hf_hub_download(name, "tokenizer.json", revision=revision))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
-            return None
-    return token_bytes(path.read_text(encoding="utf-8"))
+    serialised = tokenizer_json(teacher)
+    return None if serialised is None else token_bytes(serialised)

@@ -1,5 +1,6 @@
 """Replies → parts of `responses` and `logprobs`. What a crash leaves unsealed comes back from the journal."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -8,7 +9,8 @@ from builder import journal as journals
 from builder.config import Recipe, Teacher
 from builder.errors import EndpointError, FatalReply
 from builder.identity import response_id
-from builder.journal import Journal, Stored
+from builder.journal import Stored
+from builder.journal_writer import Journal, ShardBusy
 from builder.reply import Reply, parse_reply
 from builder.store import Run, columns_table
 from builder.tokens import AlignError, align
@@ -57,17 +59,35 @@ class Sealer:
         self._responses, self._logprobs, self._tokens = [], [], 0
 
     def catch_up(self, journal: Journal) -> None:
-        """Parse bodies that a crash left unparsed, and seal replies of this shard's journal that no part holds."""
-        for stored in journals.bodies(journal.path, outcome=None):
-            try:
-                outcome, detail = journals.REPLY, parse_reply(stored.body).finish_reason
-            except EndpointError as error:
-                outcome = journals.FATAL if isinstance(error, FatalReply) else journals.RETRYABLE
-                detail = str(error)
-            journal.conclude(stored.attempt_id, outcome, detail).result()
+        """Parse bodies that a crash left unparsed, and seal replies of this shard's journal that no part holds.
+
+        Bodies that an earlier version could not read are tried again: they are paid for.
+        """
+        for before in (None, journals.RETRYABLE, journals.FATAL):
+            for stored in journals.bodies(journal.path, outcome=before):
+                try:
+                    outcome, detail = journals.REPLY, parse_reply(stored.body).finish_reason
+                except EndpointError as error:
+                    outcome = journals.FATAL if isinstance(error, FatalReply) else journals.RETRYABLE
+                    detail = str(error)
+                if before is None or outcome == journals.REPLY:
+                    journal.conclude(stored.attempt_id, outcome, detail).result()
         for stored in journals.bodies(journal.path, outcome=journals.REPLY, skip=self._sealed):
             self.add(stored, parse_reply(stored.body))
         self.flush()
+
+
+def seal_orphans(run: Run, recipe: Recipe, shard: tuple[int, int]) -> None:
+    """Seal journals of shards that today's shard count lacks: what a crash left there must not hide from the tables.
+
+    Each belongs to one of today's shards; one that a process still writes is that process's own.
+    """
+    index, count = shard
+    for path in journals.journals(run.journal_dir):
+        number = int(path.stem) if path.stem.isdecimal() else -1
+        if number >= count and number % count == index:
+            with suppress(ShardBusy), Journal(run.journal_dir, number) as journal:
+                Sealer(run, recipe, number).catch_up(journal)
 
 
 def reply_rows(teacher: Teacher, stored: Stored, reply: Reply) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -1,10 +1,13 @@
 """The run directory: the only place that knows its paths and its Parquet options."""
 
 import hashlib
+import json
 import os
 import re
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,14 @@ class Run:
         write_text(given, self.root / "recipe.yaml")
         write_text(yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True), self.root / "resolved.yaml")
 
+    def event(self, step: str, values: Mapping[str, Any]) -> None:
+        """Add one line to events.jsonl: when a step ended and with what."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        line = json.dumps({"time": now, "step": step, **values}, ensure_ascii=False, default=str)
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
     def rows(self, name: str) -> int:
         """Rows of a table, from the footers of its parts."""
         return sum(pq.read_metadata(part).num_rows for part in self.parts(name))
@@ -70,7 +81,10 @@ class Run:
         return path
 
     def replace(self, name: str, rows: pa.Table) -> None:
-        """Make `rows` the whole table, as one part that takes the old one's place in a single rename."""
+        """Make `rows` the whole table, as one part that takes the old one's place in a single rename.
+
+        For tables that are always replaced: parts that `append` made go after the rename, one by one.
+        """
         only = self.table_dir(name) / "part-000-00000.parquet"
         write_parquet(rows.cast(TABLES[name].schema), only)
         for part in self.parts(name):
@@ -83,8 +97,9 @@ class Run:
         if not parts:
             empty: Any = pl.from_arrow(TABLES[name].schema.empty_table())
             return pl.LazyFrame(empty)
-        check_schema(TABLES[name], parts[0])
-        return pl.scan_parquet(parts)
+        for part in parts:
+            check_schema(TABLES[name], part)
+        return pl.scan_parquet(parts, glob=False)  # a run may lie in a folder named a[1]
 
     def schema(self, name: str) -> pa.Schema:
         """Schema of a table."""
@@ -105,7 +120,7 @@ class Run:
 
 
 def check_schema(table: Table, part: Path) -> None:
-    """Raise TableError when a part lacks a column or holds it in another type."""
+    """Raise TableError when a part lacks a column, holds it in another type, or has one that the table lacks."""
     try:
         found = pq.read_schema(part)
     except (OSError, pa.ArrowException) as error:
@@ -113,11 +128,12 @@ def check_schema(table: Table, part: Path) -> None:
             f"{part} cannot be read as Parquet ({error}). Table {table.name} is incomplete without it. "
             "Restore the file from a backup, or delete it and rerun the step that makes the table."
         ) from error
-    for field in table.schema:
-        if field.name not in found.names or found.field(field.name).type != field.type:
-            other = found.field(field.name).type if field.name in found.names else "nothing"
+    types = dict(zip(table.schema.names, table.schema.types, strict=True))
+    for name in [*types, *found.names]:
+        wanted, other = types.get(name), found.field(name).type if name in found.names else None
+        if wanted != other:
             raise TableError(
-                f"{part} has {other} where table {table.name} needs column {field.name} of type {field.type}. "
+                f"{part} has {other or 'nothing'} where table {table.name} has {wanted or 'nothing'}: column {name}. "
                 "It was written by another version; delete the table's folder and rerun the step that makes it "
                 "(replies come back from the journal without a request)."
             )
@@ -125,25 +141,34 @@ def check_schema(table: Table, part: Path) -> None:
 
 def write_parquet(rows: pa.Table, path: Path) -> None:
     """Write beside, sync, rename: the file is whole or not there. Raises TableError when the disk refuses."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(rows, temporary, compression="zstd", compression_level=3, row_group_size=50_000)
         publish_file(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise TableError(
-            f"Writing {path} failed: {error}. Nothing was lost: what was there before is untouched. "
-            "Free space or mend the disk, then rerun the same command."
-        ) from error
+        raise _refused(path, temporary, error) from error
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write a small text file by rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a small text file by rename. Raises TableError when the disk refuses."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.write_text(text, encoding="utf-8")
-    publish_file(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        publish_file(temporary, path)
+    except OSError as error:
+        raise _refused(path, temporary, error) from error
+
+
+def _refused(path: Path, temporary: Path, error: OSError) -> TableError:
+    """The error for a disk that refuses a write, with the unfinished file gone."""
+    with suppress(OSError):
+        temporary.unlink()
+    return TableError(
+        f"Writing {path} failed: {error}. Nothing was lost: what was there before is untouched. "
+        "Free space or mend the disk, then rerun the same command."
+    )
 
 
 def publish_file(temporary: Path, path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from builder.config import Student
 from builder.errors import ScoreError
 from builder.identity import Message
-from builder.text import THINK_OPEN, completion_text
+from builder.text import THINK_CLOSE, THINK_OPEN, completion_text
 from builder.tokens import token_bytes
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class LocalStudent:
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(student.model, revision=revision)
             model: Any = AutoModelForCausalLM.from_pretrained(student.model, revision=revision, dtype=self._dtype())
-        except (OSError, ValueError) as error:
+        except Exception as error:  # which one depends on what is broken and in which of three libraries
             raise ScoreError(
                 f"Student {student.model!r} cannot be loaded: {error}. Check student.model and student.revision."
             ) from error
@@ -83,29 +83,30 @@ class LocalStudent:
                 "which only fast tokenizers give; convert it with AutoTokenizer(..., use_fast=True)."
             )
         self.model = model.to(self.device).eval()
-        self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        config = model.config.get_text_config()
+        self.context: int | None = getattr(config, "max_position_embeddings", None)
+        self._cap: float | None = getattr(config, "final_logit_softcapping", None)
+        self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._bytes = token_bytes(self.tokenizer.backend_tokenizer.to_str())
-        self._chunked = self._head_is_linear()
+        self._chunked = self._head_stands_apart()
 
     def render(self, messages: Sequence[Message], reasoning: str | None, answer: str | None) -> Rendered:
         """Prompt by the chat template, completion as text behind it, as the trainer does. Raises CannotRender."""
+        if self._bytes is None:
+            raise CannotRender("the bytes of its tokens are not known for this kind of tokenizer")
         try:
             prompt: str = self.tokenizer.apply_chat_template(
                 student_messages(self.student, messages), tokenize=False, add_generation_prompt=True
             )
         except Exception as error:  # templates are programs of strangers and raise what they like
             raise CannotRender(f"the chat template fails: {type(error).__name__}: {error}") from error
-        completion = completion_text(reasoning, answer)
-        if prompt.rstrip().endswith(THINK_OPEN):
-            if not completion.startswith(THINK_OPEN):
-                raise CannotRender("the chat template opens a think block, but the reply has no reasoning")
-            completion = completion.removeprefix(THINK_OPEN)
-            if prompt.endswith("\n"):
-                completion = completion.removeprefix("\n")
+        completion = _after(prompt, completion_text(reasoning, answer))
         prompt_ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         completion_ids = self.tokenizer(completion, add_special_tokens=False)["input_ids"]
-        if self._bytes is None:
-            raise CannotRender("the bytes of its tokens are not known for this kind of tokenizer")
+        if not prompt_ids:
+            raise CannotRender("the chat template gives an empty prompt")
+        if max(prompt_ids + completion_ids) >= self._vocabulary:
+            raise CannotRender(f"its tokenizer gives ids past the {self._vocabulary} embeddings of the model")
         pieces = [self._bytes.get(index, b"") for index in completion_ids]
         return Rendered(prompt_ids, completion_ids, pieces)
 
@@ -138,7 +139,7 @@ class LocalStudent:
         with torch.inference_mode():
             if self._chunked:
                 hidden = self.model.get_decoder()(input_ids=tokens, attention_mask=mask, use_cache=False)[0]
-                head = self.model.get_output_embeddings()
+                head = self._head
             else:
                 hidden = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
                 head = None
@@ -160,16 +161,23 @@ class LocalStudent:
         array: np.ndarray = torch.cat(found).cpu().numpy() if found else np.zeros(0, np.float32)
         return array.astype(np.float32)
 
-    def _head_is_linear(self) -> bool:
-        """Whether logits are the output embedding of the last hidden state; some models cap or scale them."""
+    def _head(self, hidden: "torch.Tensor") -> "torch.Tensor":
+        """Logits of hidden states: the output embedding and, where the configuration names one, its soft cap."""
+        import torch
+
+        logits: torch.Tensor = self.model.get_output_embeddings()(hidden)
+        return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
+
+    def _head_stands_apart(self) -> bool:
+        """Whether `_head` on the last hidden state gives the model's own logits; some models scale them otherwise."""
         import torch
 
         probe = torch.arange(8, device=self.device)[None, :] % int(self.model.config.get_text_config().vocab_size)
         with torch.inference_mode():
             whole = self.model(input_ids=probe, use_cache=False).logits
             hidden = self.model.get_decoder()(input_ids=probe, use_cache=False)[0]
-            apart = self.model.get_output_embeddings()(hidden)
-        return bool(torch.allclose(whole, apart, rtol=1e-3, atol=1e-3))
+            apart = self._head(hidden)
+        return bool(torch.allclose(whole.float(), apart.float(), rtol=1e-4, atol=1e-6))
 
     def _dtype(self) -> "torch.dtype":
         import torch
@@ -178,3 +186,19 @@ class LocalStudent:
             return torch.bfloat16 if self.device == "cuda" else torch.float32
         dtype: torch.dtype = getattr(torch, self.student.dtype)
         return dtype
+
+
+def _after(prompt: str, completion: str) -> str:
+    """The completion less what the generation prompt has opened already; the trainer renders by the same rule."""
+    opened = prompt.rstrip()
+    thinks = completion.startswith(THINK_OPEN)
+    if opened.endswith(THINK_OPEN) and not thinks:
+        raise CannotRender("the chat template opens a think block, but the reply has no reasoning")
+    if opened.endswith(THINK_CLOSE) and thinks:
+        raise CannotRender("the chat template closes the think block, but the reply has reasoning")
+    if not opened.endswith(THINK_OPEN):
+        return completion
+    space, rest = prompt[len(opened) :], completion.removeprefix(THINK_OPEN)
+    while space and rest.startswith(space[0]):
+        space, rest = space[1:], rest[1:]
+    return rest

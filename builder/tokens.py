@@ -9,10 +9,17 @@ import numpy as np
 
 from builder.text import SEPARATOR
 
-_STRUCTURE: Final = re.compile(
-    rb"(?:\s|</?think>|<\|[^|<>]{1,40}\|>|<\xef\xbd\x9c[^<>]{1,60}\xef\xbd\x9c>"
-    rb"|(?<=<\|channel\|>)(?:analysis|commentary|final)|(?<=<\|start\|>)assistant|</s>|<eos>|<end_of_turn>)*"
+_WIDE_SPACE: Final = re.compile(
+    b"|".join(re.escape(chr(code).encode()) for code in range(0x80, 0x3001) if chr(code).isspace())
 )
+_UNIT: Final = (
+    rb"(?:[\s\x1c-\x1f]|</?think>|<\|[^|<>]{1,40}\|>|<\xef\xbd\x9c[^<>]{1,60}\xef\xbd\x9c>"
+    rb"|(?<=<\|channel\|>)(?:analysis|commentary|final)|(?<=<\|start\|>)assistant|</s>|<eos>|<end_of_turn>|"
+    + _WIDE_SPACE.pattern
+    + rb")"
+)
+_STRUCTURE: Final = re.compile(_UNIT + rb"*")
+_STRUCTURE_UNIT: Final = re.compile(_UNIT)
 """Think tags, ChatML, harmony and DeepSeek markers, end tokens, and the white space beside them."""
 
 
@@ -25,7 +32,8 @@ def align(pieces: Sequence[bytes], reasoning: str | None, answer: str | None) ->
 
     Structure tokens (tags, markers, the line breaks beside tags) repeat the offset before them, so a token covers the
     bytes from the previous offset to its own. Raises AlignError unless the tokens hold reasoning and answer byte for
-    byte, with nothing but structure around them.
+    byte, with nothing but structure around them, and where a token inside the text has no bytes: some servers give the
+    parts of a split character as empty, and such a token would silently count as structure.
     """
     stream = b"".join(pieces)
     parts = [part.encode() for part in (reasoning, answer) if part]
@@ -39,8 +47,12 @@ def align(pieces: Sequence[bytes], reasoning: str | None, answer: str | None) ->
         raise AlignError(f"the tokens go on after the text: {_excerpt(stream, cursor)}")
     ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64) if pieces else np.zeros(0, np.int64)
     offsets = np.zeros(len(pieces), np.int64)
+    empty = np.diff(ends, prepend=0) == 0
     before = 0
     for index, (start, stop) in enumerate(places):
+        inside_text = (ends > start if stream[start] < 0x80 else ends >= start) & (ends < stop)
+        if (lost := np.flatnonzero(empty & inside_text)).size:
+            raise AlignError(f"token {lost[0]} has no bytes, at byte {ends[lost[0]]} inside the text")
         base = before + (len(SEPARATOR) if index else 0)
         inside = np.clip(ends - start, 0, stop - start)
         offsets = np.where(ends > start, base + inside, offsets)
@@ -49,16 +61,17 @@ def align(pieces: Sequence[bytes], reasoning: str | None, answer: str | None) ->
 
 
 def _find(stream: bytes, part: bytes, cursor: int) -> int:
-    """Where `part` begins after nothing but structure."""
-    found = stream.find(part, cursor)
-    while found >= 0:
-        if _STRUCTURE.fullmatch(stream, cursor, found) is not None:
-            return found
-        if found - cursor > 400:
-            break
-        found = stream.find(part, found + 1)
+    """Where `part` begins after nothing but structure: after all of it, else (a part may begin with a tag) within."""
     skipped = _STRUCTURE.match(stream, cursor)
     start = skipped.end() if skipped else cursor
+    if stream.startswith(part, start):  # first, because an answer `a` is also found in <|start|>assistant
+        return start
+    at = cursor
+    while at < start:
+        if stream.startswith(part, at):
+            return at
+        unit = _STRUCTURE_UNIT.match(stream, at)
+        at = unit.end() if unit else start
     same = next((i for i, (a, b) in enumerate(zip(stream[start:], part, strict=False)) if a != b), None)
     at = same if same is not None else min(len(stream) - start, len(part))
     raise AlignError(
@@ -101,11 +114,6 @@ def _white_space(text: bytes) -> np.ndarray:
     return mask
 
 
-_WIDE_SPACE: Final = re.compile(
-    b"|".join(re.escape(chr(code).encode()) for code in range(0x80, 0x3001) if chr(code).isspace())
-)
-
-
 def token_bytes(tokenizer_json: str) -> dict[int, bytes] | None:
     """Bytes of every token id of a fast tokenizer, from its serialised form; None where its kind is not known.
 
@@ -139,8 +147,11 @@ def _kinds(part: Any) -> set[str]:
     return kinds
 
 
+_BYTE_TOKEN: Final = re.compile("<0x[0-9A-Fa-f]{2}>")
+
+
 def _fallback_bytes(token: str) -> bytes:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+    if _BYTE_TOKEN.fullmatch(token):
         return bytes([int(token[3:5], 16)])
     return token.replace("\u2581", " ").encode()
 

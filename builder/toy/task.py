@@ -133,7 +133,7 @@ _CLOSINGS = (
 def reply(problem: Problem, rng: random.Random, calculate: Callable[[str, int, int], int] = _calculate) -> str:
     """A reply in the released form: a think block of short sentences, one a line, then the answer.
 
-    `calculate(operation, left, right)` does the arithmetic, so a caller can have the form without the skill.
+    `calculate(operation, left, right)` does the arithmetic, so `no_arithmetic` gives the form without the skill.
     """
     lines = [_phrase(_OPENINGS, rng, items=problem.items)]
     total = problem.numbers[0]
@@ -162,14 +162,9 @@ def _work(operation: Operation, left: int, right: int, calculate: Callable[[str,
     return f"{left} {word} {tens} is {between}, {word} {ones} is {total}", total
 
 
-def wrong_arithmetic(rng: random.Random) -> Callable[[str, int, int], int]:
-    """Arithmetic that is never right: each result is some other number of this size."""
-
-    def calculate(operation: str, left: int, right: int) -> int:
-        guess = rng.randint(1, LARGEST_TOTAL - 1)
-        return guess + (guess >= _calculate(operation, left, right))
-
-    return calculate
+def no_arithmetic(operation: str, left: int, right: int) -> int:
+    """The form without the skill: every result repeats the number it started from."""
+    return left
 
 
 def _phrase(weighted: tuple[tuple[str, int], ...], rng: random.Random, **values: object) -> str:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builder.toy.task import Problem, problems, reply, wrong_arithmetic
+from builder.toy.task import Problem, no_arithmetic, problems, reply
 
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
@@ -56,7 +56,9 @@ def test_problems_are_the_same_every_time() -> None:
 
 
 def test_the_first_problem_is_the_one_written_here() -> None:
-    assert problems(1, seed=0)[0].question == "FIRST"
+    assert problems(1, seed=0)[0].question == (
+        "Sara buys 24 boxes with 2 stamps each and finds 17 more. How many stamps does Sara have now?"
+    )
 
 
 def test_questions_do_not_repeat() -> None:
@@ -83,12 +85,12 @@ def test_replies_calculate_right_and_end_with_the_gold() -> None:
         assert len(found[1].splitlines()) >= 3
 
 
-def test_wrong_arithmetic_has_the_form_and_never_the_gold() -> None:
+def test_without_arithmetic_a_reply_has_the_form_and_is_right_by_accident_only() -> None:
     rng = random.Random(0)
-    for problem in problems(500, seed=2):
-        found = FORM.fullmatch(reply(problem, rng, wrong_arithmetic(rng)))
-        assert found
-        assert found[2] != problem.gold
+    asked = problems(500, seed=2)
+    found = [FORM.fullmatch(reply(problem, rng, no_arithmetic)) for problem in asked]
+    assert all(found)
+    assert sum(one[2] == problem.gold for one, problem in zip(found, asked, strict=True) if one) < 15
 
 
 @settings(max_examples=200, deadline=None)
@@ -140,7 +142,7 @@ def test_the_chat_template_has_qwen3_form() -> None:
     assert text == head + turn + "B<|im_end|>\n<|im_start|>user\nV<|im_end|>\n"
 
 
-def greedy(folder: Path, asked: list[Problem], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def greedy(folder: Path, asked: list[Problem]) -> list[str]:
     core = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     prompts = [
@@ -154,9 +156,9 @@ def greedy(folder: Path, asked: list[Problem], monkeypatch: pytest.MonkeyPatch) 
     return [core.decode(row, skip_special_tokens=True) for row in out[:, inputs.input_ids.shape[1] :]]
 
 
-def test_the_shipped_teacher_answers_held_out_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shipped_teacher_answers_held_out_questions() -> None:
     asked = problems(48, seed=11, split="held-out")
-    answers = [FORM.fullmatch(text) for text in greedy(TEACHER, asked, monkeypatch)]
+    answers = [FORM.fullmatch(text) for text in greedy(TEACHER, asked)]
     assert all(answers)
     right = sum(found[2] == problem.gold for found, problem in zip(answers, asked, strict=True) if found)
     assert right >= 40
@@ -174,10 +176,10 @@ def test_the_shipped_tokenizer_is_the_one_the_code_builds() -> None:
     assert shipped.get_vocab() == _tokenizer(TEACHER_VOCABULARY).get_vocab()
 
 
-def test_a_new_student_knows_the_form_and_not_the_skill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_student_knows_the_form_and_not_the_skill(tmp_path: Path) -> None:
     make_student(tmp_path, threads=1)
     asked = problems(40, seed=11, split="held-out")
-    answers = [FORM.fullmatch(text) for text in greedy(tmp_path, asked, monkeypatch)]
+    answers = [FORM.fullmatch(text) for text in greedy(tmp_path, asked)]
     assert sum(found is not None for found in answers) >= 28
     right = sum(found[2] == problem.gold for found, problem in zip(answers, asked, strict=True) if found)
     assert right <= 6

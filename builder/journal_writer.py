@@ -1,0 +1,195 @@
+"""The one writer of a shard's journal: SQLite in WAL with synchronous FULL, and one thread that commits what waits.
+
+Many requests share one sync; a future resolves only after the commit that holds its record.
+"""
+
+import fcntl
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import zstandard
+
+from builder.errors import JournalError
+from builder.journal import FORMAT, SCHEMA, Attempt, unreadable
+
+_Work = tuple[Callable[[sqlite3.Connection], Any], "Future[Any]"]
+
+
+class ShardBusy(JournalError):
+    """Another process writes this shard's journal."""
+
+
+class Journal:
+    """The one writer of a shard's journal. Use as a context manager; a second process on the shard is refused."""
+
+    def __init__(self, folder: Path, shard: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{shard:03d}.sqlite"
+        self._lock = _take_lock(self.path.with_suffix(".lock"))
+        self._waiting: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._failure: JournalError | None = None
+        self._compressor = zstandard.ZstdCompressor(level=3)
+        ready: Future[None] = Future()
+        self._thread = threading.Thread(target=self._write, args=(ready,), name="journal", daemon=True)
+        self._thread.start()
+        try:
+            ready.result()
+        except sqlite3.Error as error:
+            self._lock.close()
+            raise JournalError(unreadable(self.path, error)) from error
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Commit what is waiting, close the file, give the shard back."""
+        self._waiting.put(None)
+        self._thread.join()
+        self._lock.close()
+
+    def begin(self, attempt: Attempt) -> "Future[int]":
+        """Record that a request is about to be sent; its id once that is on disk.
+
+        Cancelling the future before then leaves no record: nothing was sent.
+        """
+
+        def insert(connection: sqlite3.Connection) -> int:
+            cursor = connection.execute(
+                "insert into attempts (model, revision, request_key, prompt_id, role, temperature, sample_index, seed,"
+                " max_tokens, endpoint, sent_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    attempt.model,
+                    attempt.revision,
+                    attempt.request_key,
+                    attempt.prompt_id,
+                    attempt.role,
+                    attempt.temperature,
+                    attempt.sample_index,
+                    attempt.seed,
+                    attempt.max_tokens,
+                    attempt.endpoint,
+                    time.time(),
+                ),
+            )
+            return int(cursor.lastrowid or 0)
+
+        return self._submit(insert)
+
+    def store(self, attempt_id: int, body: bytes, latency_s: float) -> "Future[None]":
+        """Record a raw body, before anything parses it."""
+        compressed = self._compressor.compress(body)
+        received = time.time()
+
+        def insert(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "insert into replies (attempt_id, received_at, latency_s, body) values (?, ?, ?, ?)",
+                (attempt_id, received, latency_s, compressed),
+            )
+
+        return self._submit(insert)
+
+    def conclude(self, attempt_id: int, outcome: str, detail: str | None = None) -> "Future[None]":
+        """Record what an attempt came to: for a reply, `detail` is its finish_reason; else the error."""
+        if detail is not None:
+            detail = detail.encode("utf-8", "replace").decode()  # SQLite takes no lone surrogate
+
+        def update(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "update attempts set outcome = ?, detail = ? where attempt_id = ?", (outcome, detail, attempt_id)
+            )
+
+        return self._submit(update)
+
+    def _submit(self, operation: Callable[[sqlite3.Connection], Any]) -> "Future[Any]":
+        future: Future[Any] = Future()
+        if self._failure is not None:
+            future.set_exception(self._failure)
+        else:
+            self._waiting.put((operation, future))
+        return future
+
+    def _write(self, ready: "Future[None]") -> None:
+        try:
+            connection = _connect(self.path)
+        except sqlite3.Error as error:
+            ready.set_exception(error)
+            return
+        ready.set_result(None)
+        with closing(connection):
+            open_for_more = True
+            while open_for_more:
+                batch = [self._waiting.get()]
+                while not self._waiting.empty():
+                    batch.append(self._waiting.get())
+                work = [item for item in batch if item is not None]
+                open_for_more = len(work) == len(batch)
+                if work:
+                    self._commit(connection, work)
+
+    def _commit(self, connection: sqlite3.Connection, waiting: list[_Work]) -> None:
+        """All of `waiting` in one transaction; futures resolve after it. A failure fails everything after it too."""
+        work = [(operation, future) for operation, future in waiting if future.set_running_or_notify_cancel()]
+        results: list[Any] = []
+        if self._failure is None:
+            try:
+                connection.execute("begin immediate")
+                results = [operation(connection) for operation, _ in work]
+                connection.execute("commit")
+            except Exception as error:  # whatever it is: this thread must not die with futures that wait for it
+                with suppress(sqlite3.Error):
+                    connection.rollback()
+                self._failure = JournalError(
+                    f"Writing the journal {self.path} failed: {error}. No further request is sent, because a reply "
+                    "that cannot be recorded would be paid for nothing. Free space or mend the disk, then rerun."
+                )
+        for index, (_, future) in enumerate(work):
+            if self._failure is not None:
+                future.set_exception(self._failure)
+            else:
+                future.set_result(results[index])
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, timeout=30)
+    try:
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("pragma synchronous = full")
+        connection.executescript(f"begin immediate; {SCHEMA} commit;")  # at once: readers see all tables or none
+        (found,) = connection.execute("select value from meta where name = 'format'").fetchone()
+        if found != str(FORMAT):
+            raise sqlite3.DatabaseError(f"it has format {found}, this version of tempered writes {FORMAT}")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _take_lock(path: Path) -> IO[str]:
+    """An exclusive lock that the system drops with the process, however it ends."""
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise ShardBusy(
+            f"Shard {path.stem} of this run is being written by process {holder}. Two writers could pay twice for one "
+            "request. Wait for it, stop it, or use another shard."
+        ) from None
+    file.seek(0)
+    file.truncate()
+    file.write(str(os.getpid()))
+    file.flush()
+    return file

@@ -1,0 +1,150 @@
+"""A scripted OpenAI-compatible server: real HTTP on loopback, in a thread. Counts what it is asked.
+
+    with endpoint(script=lambda ask: web.Response(status=429)) as server: ...
+
+A script sees every chat request (`Ask`) before the default reply and may answer in its place: a response, the number
+of a status, raw bytes for a 200, or None for the default, which is a function of messages and seed alone.
+"""
+
+import asyncio
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One chat request: its number (from 0), body, and how often the same body came before."""
+
+    number: int
+    body: dict[str, Any]
+    before: int
+    authorization: str
+
+    @property
+    def question(self) -> str:
+        return str(self.body["messages"][-1]["content"])
+
+
+Script = Callable[[Ask], web.StreamResponse | int | bytes | None]
+
+
+@dataclass
+class Endpoint:
+    """What the server was asked, and how it answers."""
+
+    script: Script = lambda ask: None
+    model: str | None = "toy"  # None: no list of models
+    models_body: bytes | None = None
+    delay_s: float = 0.0
+    logprobs: bool = True
+    url: str = ""
+    asks: list[Ask] = field(default_factory=list)
+    in_flight: int = 0
+    most_in_flight: int = 0
+    answered: int = 0
+
+    async def models(self, request: web.Request) -> web.Response:
+        if self.model is None:
+            return web.Response(status=404, text="no such route")
+        listed = json.dumps({"object": "list", "data": [{"id": self.model, "object": "model"}]}).encode()
+        return web.Response(body=self.models_body or listed, content_type="application/json")
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        before = sum(ask.body == body for ask in self.asks)
+        ask = Ask(len(self.asks), body, before, request.headers.get("authorization", ""))
+        self.asks.append(ask)
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            if self.delay_s:
+                await asyncio.sleep(self.delay_s)
+            said = self.script(ask)
+        finally:
+            self.in_flight -= 1
+        if said is DROP:
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        self.answered += 1
+        if isinstance(said, web.StreamResponse):
+            return said
+        if isinstance(said, int):
+            return web.json_response({"error": {"message": f"scripted {said}"}}, status=said)
+        body_out = said if isinstance(said, bytes) else json.dumps(reply_to(body, self.logprobs)).encode()
+        return web.Response(body=body_out, content_type="application/json")
+
+
+DROP = web.Response(text="the connection breaks before an answer")
+
+
+def reply_to(body: dict[str, Any], logprobs: bool = True) -> dict[str, Any]:
+    """Reasoning and answer in words drawn from a hash of messages and seed; cut at `max_tokens` words."""
+    digest = hashlib.sha256(json.dumps([body["messages"], body.get("seed")]).encode()).digest()
+    thought, answer = [f"step {byte}." for byte in digest[:3]], [str(digest[3])]
+    tokens = ["<think>\n", *thought, "\n</think>\n\n", *answer, "<|im_end|>"][: body["max_tokens"]]
+    closed = len(tokens) > 4
+    entries = [
+        {"token": token, "logprob": -(byte % 8) / 8, "bytes": list(token.encode())}
+        for token, byte in zip(tokens, digest, strict=False)
+    ]
+    choice: dict[str, Any] = {
+        "index": 0,
+        "message": {
+            "role": "assistant",
+            "reasoning": "".join(tokens[1:4]),
+            "content": "".join(tokens[5:6]) if closed else None,
+        },
+        "finish_reason": "stop" if len(tokens) == 7 else "length",
+        "logprobs": {"content": entries} if logprobs and body.get("logprobs") else None,
+    }
+    if body.get("return_token_ids"):
+        choice["token_ids"] = list(digest[: len(tokens)])
+    usage = {"prompt_tokens": 11, "completion_tokens": len(tokens), "total_tokens": 11 + len(tokens)}
+    return {"id": "c-1", "object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage}
+
+
+@contextmanager
+def endpoint(**options: Any) -> Iterator[Endpoint]:
+    """Serve until the block ends; `url` is the base address."""
+    server = Endpoint(**options)
+    loop = asyncio.new_event_loop()
+    ready, done = threading.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        app = web.Application(client_max_size=2**26)
+        app.add_routes([web.get("/v1/models", server.models), web.post("/v1/chat/completions", server.chat)])
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        server.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        ready.set()
+        await done.wait()
+        await runner.cleanup()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield server
+    finally:
+        loop.call_soon_threadsafe(done.set)
+        thread.join(10)
+        loop.close()
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Poll, because another process does it."""
+    limit = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < limit, "it did not happen in time"
+        time.sleep(0.01)

@@ -1,0 +1,244 @@
+"""Parts, replacement, foreign files, failing disks; and what identifies a student's weights."""
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from builder import store
+from builder.config import Student
+from builder.errors import TableError, UsageError
+from builder.models import resolved_revision, student_id, weights_sha256
+from builder.schema import TABLES
+from builder.store import Run, check_schema, columns_table, file_sha256, write_parquet, write_text
+
+
+def rejections(*ids: str) -> pa.Table:
+    rows = [{"response_id": name, "rule_name": "r", "observed": 1.0, "threshold": None} for name in ids]
+    return columns_table("rejections", rows)
+
+
+def ids(run: Run) -> list[str]:
+    return sorted(run.read("rejections", ["response_id"])["response_id"])
+
+
+def test_parts_are_numbered_by_shard_and_read_together(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert run.append("rejections", rejections()) is None
+    assert run.parts("rejections") == []
+    written = [
+        run.append("rejections", rejections(name), shard=shard) for name, shard in (("a", 0), ("b", 2), ("c", 0))
+    ]
+    names = [path.name for path in written if path]
+    assert names == ["part-000-00000.parquet", "part-002-00000.parquet", "part-000-00001.parquet"]
+    assert ids(run) == ["a", "b", "c"]
+    assert run.rows("rejections") == 3
+    assert run.ids("rejections") == {"a", "b", "c"}
+
+
+def test_a_table_never_written_is_empty_in_its_schema(tmp_path: Path) -> None:
+    for name, table in TABLES.items():
+        frame = Run(tmp_path).read(name)
+        assert frame.is_empty()
+        assert frame.columns == table.schema.names
+
+
+def test_a_run_may_lie_in_a_folder_with_a_pattern_in_its_name(tmp_path: Path) -> None:
+    run = Run(tmp_path / "a[1]*")
+    run.append("rejections", rejections("a"))
+    assert ids(run) == ["a"]
+
+
+def test_replace_leaves_only_the_new_rows(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.append("rejections", rejections("a"))
+    run.append("rejections", rejections("b"))
+    run.replace("rejections", rejections("c"))
+    assert ids(run) == ["c"]
+    run.replace("rejections", rejections())
+    assert ids(run) == []
+
+
+def test_replace_is_one_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads meanwhile sees the old rows or the new ones."""
+    run = Run(tmp_path)
+    run.replace("rejections", rejections("old"))
+    seen = []
+    rename = Path.replace
+
+    def watched(self: Path, target: Path) -> Path:
+        seen.append(ids(run))
+        result = rename(self, target)
+        seen.append(ids(run))
+        return result
+
+    monkeypatch.setattr(Path, "replace", watched)
+    run.replace("rejections", rejections("new"))
+    assert seen == [["old"], ["new"]]
+
+
+def test_bytes_are_synced_before_the_rename_and_the_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = []
+    rename, sync = Path.replace, os.fsync
+    monkeypatch.setattr(Path, "replace", lambda self, target: (order.append("rename"), rename(self, target))[1])
+    monkeypatch.setattr(
+        store.os,
+        "fsync",
+        lambda fd: order.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file") or sync(fd),
+    )
+    write_parquet(rejections("a"), tmp_path / "part.parquet")
+    assert order == ["file", "rename", "folder"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from builder.store import Run, columns_table
+Path.replace = lambda self, target: os.kill(os.getpid(), signal.SIGKILL)
+row = {"response_id": "b", "rule_name": "r", "observed": None, "threshold": None}
+getattr(Run(Path(sys.argv[1])), sys.argv[2])("rejections", columns_table("rejections", [row]))
+"""
+
+
+@pytest.mark.parametrize("method", ["append", "replace"])
+def test_a_kill_before_the_rename_leaves_the_table_as_it_was(tmp_path: Path, method: str) -> None:
+    run = Run(tmp_path)
+    run.append("rejections", rejections("a"))
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), method], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert ids(run) == ["a"]
+    run.append("rejections", rejections("b"))
+    assert ids(run) == ["a", "b"]
+
+
+@pytest.mark.parametrize("failing", ["fsync", "write", "mkdir", "text"])
+def test_a_disk_that_refuses_is_a_table_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    run = Run(tmp_path)
+    run.append("rejections", rejections("a"))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    target = {"fsync": (store.os, "fsync"), "write": (store.pq, "write_table"), "mkdir": (Path, "mkdir")}
+    monkeypatch.setattr(*target.get(failing, (store.os, "fsync")), refuse)
+    with pytest.raises(TableError, match=r"No space left on device.*untouched"):
+        write_text("x", tmp_path / "recipe.yaml") if failing == "text" else run.append("rejections", rejections("b"))
+    monkeypatch.undo()
+    assert ids(run) == ["a"]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["part-000-00000.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop_columns(["observed"]), "has nothing where table rejections has double: column observed"),
+        (
+            lambda t: t.set_column(2, "observed", pa.array(["1"])),
+            "has string where table rejections has double: column observed",
+        ),
+        (
+            lambda t: t.append_column("extra", pa.array([1])),
+            "has int64 where table rejections has nothing: column extra",
+        ),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_foreign_part_is_named_with_its_column(tmp_path: Path, change: Any, message: str, place: int) -> None:
+    run = Run(tmp_path)
+    tables = [rejections("a"), rejections("b")]
+    tables[place] = change(tables[place])
+    for number, table in enumerate(tables):
+        write_parquet(table, run.table_dir("rejections") / f"part-000-{number:05d}.parquet")
+    with pytest.raises(TableError, match=message):
+        run.read("rejections")
+
+
+def test_a_part_that_is_no_parquet_is_a_table_error(tmp_path: Path) -> None:
+    path = tmp_path / "part-000-00000.parquet"
+    path.write_bytes(b"PAR1 torn")
+    with pytest.raises(TableError, match="cannot be read as Parquet"):
+        check_schema(TABLES["rejections"], path)
+
+
+def test_rows_that_do_not_fit_are_named() -> None:
+    with pytest.raises(TableError, match="table rejections"):
+        columns_table("rejections", [{"response_id": "a", "rule_name": "r", "observed": "many"}])
+
+
+def test_remember_keeps_the_recipe_as_given_and_resolved(tmp_path: Path) -> None:
+    Run(tmp_path).remember("name: x # mine\n", {"name": "x", "prompts": []})
+    assert (tmp_path / "recipe.yaml").read_text() == "name: x # mine\n"
+    assert (tmp_path / "resolved.yaml").read_text() == "name: x\nprompts: []\n"
+
+
+# builder.models
+
+
+def model_folder(path: Path, weights: bytes = b"weights") -> Path:
+    path.mkdir()
+    for name, content in (("model.safetensors", weights), ("config.json", b"{}"), ("tokenizer.json", b"{}")):
+        (path / name).write_bytes(content)
+    return path
+
+
+def test_a_student_is_its_weights_wherever_they_lie(tmp_path: Path) -> None:
+    original = model_folder(tmp_path / "student")
+    copy = Path(shutil.copytree(original, tmp_path / "elsewhere"))
+    for name in ("training_args.bin", "training.json", "trainer_state.json", "README.md"):
+        (copy / name).write_text("what training leaves beside the weights")
+    assert weights_sha256(copy) == weights_sha256(original)
+    assert student_id(Student(model=str(copy))) == student_id(Student(model=str(original)))
+
+
+@pytest.mark.parametrize("changed", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"])
+def test_whatever_changes_the_scores_changes_the_student(tmp_path: Path, changed: str) -> None:
+    folder = model_folder(tmp_path / "student")
+    student = Student(model=str(folder))
+    before = student_id(student)
+    (folder / changed).write_bytes(b"other")
+    assert student_id(student) != before
+
+
+def test_system_prompt_dtype_model_and_revision_are_other_students() -> None:
+    students = [
+        Student(model="org/a", revision="1" * 40),
+        Student(model="org/a", revision="2" * 40),
+        Student(model="org/b", revision="1" * 40),
+        Student(model="org/a", revision="1" * 40, system_prompt=None),
+        Student(model="org/a", revision="1" * 40, dtype="float32"),
+    ]
+    assert len({student_id(student) for student in students}) == len(students)
+
+
+def test_resolved_revision_is_the_declared_one_or_the_hash_of_a_folder(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "student")
+    assert resolved_revision("org/a", "1" * 40) == "1" * 40
+    assert resolved_revision("org/a", None) is None
+    assert resolved_revision(str(folder), None) == weights_sha256(folder)
+
+
+def test_a_folder_without_weights_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="holds no weights"):
+        weights_sha256(tmp_path)
+
+
+def test_parts_are_zstd_and_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_parquet(rejections("a", "b"), tmp_path / name)
+    assert file_sha256(tmp_path / "one") == file_sha256(tmp_path / "two")
+    assert pq.read_metadata(tmp_path / "one").row_group(0).column(0).compression == "ZSTD"
+    assert pl.read_parquet(tmp_path / "one").height == 2
