@@ -36,7 +36,7 @@ class Steps:
         return self.release(self.select())
 
     def generate(self) -> tuple[Prompts, Tally]:
-        """Ask what is missing. Raises EndpointError at the end when requests kept failing."""
+        """Ask what is missing. Raises EndpointError when requests kept failing, KeyboardInterrupt after an interruption."""
         prompts = load_prompts(self.recipe, limit=self.limit)
         write_prompts(self.run, prompts, limited=self.limit is not None)
         wanted = len(prompts.rows) * len(self.recipe.generation.temperatures) * self.recipe.generation.samples
@@ -50,6 +50,8 @@ class Steps:
             )
         show_generated(self.reporter, prompts, tally)
         self.run.event("generate", asdict(tally))
+        if tally.stopped:
+            raise KeyboardInterrupt
         if tally.failed or tally.set_aside:
             raise EndpointError(
                 f"{tally.failed} requests failed {MAX_TRIES} times and {tally.set_aside} were refused; last: "

@@ -123,7 +123,8 @@ def run_steps(
         if not name.isidentifier():
             raise SqlError(f"{name!r} is no parameter name.")
     # Beside the database, because what spills may be large and /tmp may be memory.
-    beside = database.parent if os.access(database.parent, os.W_OK) else None
+    folder_of_run = database.resolve().parent
+    beside = folder_of_run if os.access(folder_of_run, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix=".sql-", dir=beside) as folder:
         out = Path(folder, "out")
         out.mkdir()

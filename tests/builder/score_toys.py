@@ -1,6 +1,7 @@
 """A student of a few thousand parameters, and replies with teacher tokens, as literal rows."""
 
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,7 @@ def logprobs(row: dict[str, Any], *, seed: int = 0, lossy: bool = False, **chang
     }  # fmt: skip
 
 
+@cache
 def teacher_bytes() -> dict[int, bytes]:
     """Bytes by id, from GPT-2's published table, without the code under test."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
