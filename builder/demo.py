@@ -19,13 +19,13 @@ from rich.table import Table
 from builder.errors import BuilderError, UsageError
 from builder.store import write_text
 
-QUESTIONS: Final = 320
+QUESTIONS: Final = 600
 HELD_OUT: Final = 200
 SEED: Final = 0
 _TRAINING: Final = (
-    "defaults.learning_rate=4e-3",
-    "defaults.num_train_epochs=4",
-    "defaults.per_device_train_batch_size=16",
+    "defaults.learning_rate=7e-3",
+    "defaults.lr_scheduler_type=cosine",
+    "defaults.num_train_epochs=8",
 )
 
 
@@ -123,8 +123,8 @@ def _materials(demo: _Demo) -> None:
 
     shutil.copytree(TEACHER, demo.folder / "models" / "teacher")
     for name, found in (
-        ("questions", problems(QUESTIONS, SEED, "train")),
-        ("held-out", problems(HELD_OUT, SEED, "held-out")),
+        ("questions", problems(QUESTIONS, SEED, "train", carries=False)),
+        ("held-out", problems(HELD_OUT, SEED, "held-out", carries=False)),
     ):
         rows = [{"prompt": problem.question, "gold": problem.gold, "gold_type": "integer"} for problem in found]
         write_text("".join(json.dumps(row) + "\n" for row in rows), demo.folder / f"{name}.jsonl")

@@ -36,7 +36,7 @@ class Steps:
         return self.release(self.select())
 
     def generate(self) -> tuple[Prompts, Tally]:
-        """Ask what is missing. Raises EndpointError when requests kept failing, KeyboardInterrupt after an interruption."""
+        """Ask what is missing. Raises EndpointError when requests kept failing, KeyboardInterrupt when interrupted."""
         prompts = load_prompts(self.recipe, limit=self.limit)
         write_prompts(self.run, prompts, limited=self.limit is not None)
         wanted = len(prompts.rows) * len(self.recipe.generation.temperatures) * self.recipe.generation.samples

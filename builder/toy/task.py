@@ -75,8 +75,11 @@ class Problem:
     steps: tuple[tuple[Operation, int], ...]
 
 
-def problems(n: int, seed: int = 0, split: Split = "train") -> list[Problem]:
-    """The first n distinct problems of a seeded stream; the two splits share no calculation."""
+def problems(n: int, seed: int = 0, split: Split = "train", *, carries: bool = True) -> list[Problem]:
+    """The first n distinct problems of a seeded stream; the two splits share no calculation.
+
+    Without `carries`, no addition carries and no subtraction borrows: a student learns these within a minute.
+    """
     rng = random.Random(f"{split}:{seed}")
     found: dict[str, Problem] = {}
     while len(found) < n:
@@ -85,6 +88,8 @@ def problems(n: int, seed: int = 0, split: Split = "train") -> list[Problem]:
         name, items = rng.choice(list(_NAMES)), rng.choice(_ITEMS)
         totals = _totals(numbers, story.steps)
         if not all(2 <= total <= LARGEST_TOTAL for total in totals) or _split(story, numbers) != split:
+            continue
+        if not carries and _carries(totals, numbers, story.steps):
             continue
         question = story.text.format(*numbers, name=name, She=_NAMES[name], items=items)
         found.setdefault(question, Problem(question, str(totals[-1]), items, numbers, story.steps))
@@ -101,6 +106,15 @@ def _totals(numbers: tuple[int, ...], steps: tuple[tuple[Operation, int], ...]) 
     for operation, index in steps:
         totals.append(_calculate(operation, totals[-1], numbers[index]))
     return totals
+
+
+def _carries(totals: list[int], numbers: tuple[int, ...], steps: tuple[tuple[Operation, int], ...]) -> bool:
+    """Whether the ones of some step add up beyond nine, or need to borrow."""
+    ones = [(operation, totals[place] % 10, numbers[index] % 10) for place, (operation, index) in enumerate(steps)]
+    return any(
+        (operation == "add" and left + right > 9) or (operation == "subtract" and left < right)
+        for operation, left, right in ones
+    )
 
 
 def _calculate(operation: str, left: int, right: int) -> int:

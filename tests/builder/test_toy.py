@@ -61,6 +61,17 @@ def test_the_first_problem_is_the_one_written_here() -> None:
     )
 
 
+def test_without_carries_the_ones_of_every_step_stay_below_ten() -> None:
+    for problem in problems(300, seed=5, carries=False):
+        total = problem.numbers[0]
+        for operation, index in problem.steps:
+            number = problem.numbers[index]
+            after = {"add": total + number, "subtract": total - number, "multiply": total * number}[operation]
+            if operation != "multiply":
+                assert abs(after % 10 - total % 10) == number % 10, problem.question
+            total = after
+
+
 def test_questions_do_not_repeat() -> None:
     questions = [problem.question for problem in problems(3000, seed=1)]
     assert len(set(questions)) == 3000
