@@ -255,8 +255,9 @@ def _result(plan: Plan, found: Mapping[str, pa.Table], new_features: int) -> Sel
     for rule in funnel:
         if rule.breaks == totals["replies"]:
             warnings.append(f"Rule {rule.rule_name} rejects every one of the {rule.breaks} replies.")
-        elif rule.breaks == 0:
-            warnings.append(f"Rule {rule.rule_name} rejects nothing.")
+    idle = [rule.rule_name for rule in funnel if rule.breaks == 0]
+    if idle:
+        warnings.append(f"Nothing is rejected by {', '.join(idle)}.")
     if not totals["kept"]:
         warnings.append("Nothing is kept: no reply survives the rules and the selector.")
     if ranked < to_rank:

@@ -54,7 +54,7 @@ def make_student(out: Path, seed: int = 0, steps: int = STUDENT_STEPS, threads: 
     instead of repeated ones would teach it to ignore the numbers, and later training starts three times slower.
     """
     tokenizer = build_tokenizer(STUDENT_VOCABULARY)
-    model = _new_model(tokenizer, STUDENT_SIZE, heads=2, seed=seed + 1)
+    model = _new_model(tokenizer, STUDENT_SIZE, heads=4, seed=seed + 1)
 
     def form(problem: Problem, rng: random.Random) -> str:
         return reply(problem, rng, no_arithmetic)
@@ -172,6 +172,9 @@ def _collate(batch: list[Example], pad: int | None) -> dict[str, "Tensor"]:
 
 
 def _save(model: "Qwen3ForCausalLM", tokenizer: "PreTrainedTokenizerFast", out: Path) -> Path:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
