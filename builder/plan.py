@@ -54,6 +54,7 @@ def make_plan(run: Run, recipe: Recipe, *, limit: int | None = None) -> Plan:
         return _without_teacher(prompts, warnings)
     stored = journal.stored_replies(run.journal_dir)
     if isinstance(prompts, Prompts):
+        warnings += prompts.notes
         wanted = need(recipe, prompts, stored)
         rows, duplicates, conflicts = len(prompts.rows), prompts.duplicates, prompts.gold_conflicts
     else:

@@ -17,25 +17,20 @@ from builder.config import Gold, PromptSource, Recipe
 from builder.errors import SourceError
 from builder.identity import normalize_messages, prompt_id
 from builder.store import Run, columns_table
+from builder.verifiers import default_verifier
 
-_VERIFIERS = {
-    "number": "math",
-    "integer": "math",
-    "latex": "math",
-    "choice": "choice",
-    "exact_text": "exact",
-}
 _ROLES = ("system", "user", "assistant", "tool", "developer")
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts of a recipe, in order of reading, and what merging them found."""
+    """Prompts of a recipe, in order of reading, what merging them found, and notes on how columns were read."""
 
     rows: list[dict[str, Any]]
     source_rows: int
     duplicates: int
     gold_conflicts: int
+    notes: tuple[str, ...] = ()
 
 
 def load_prompts(recipe: Recipe, *, limit: int | None = None) -> Prompts:
@@ -44,6 +39,7 @@ def load_prompts(recipe: Recipe, *, limit: int | None = None) -> Prompts:
         raise SourceError(f"Recipe {recipe.name!r} has no `prompts`; add at least one source with questions.")
     merged: dict[str, dict[str, Any]] = {}
     golds: dict[str, set[str]] = {}
+    notes: list[str] = []
     total = 0
     for source in recipe.prompts:
         if limit is not None and len(merged) >= limit:
@@ -54,7 +50,9 @@ def load_prompts(recipe: Recipe, *, limit: int | None = None) -> Prompts:
             if limit is not None and len(merged) >= limit:
                 break
             count += 1
-            _merge(merged, golds, _prompt(source, revision, number, row))
+            if number == 1:
+                columns = _columns(source, row, notes)
+            _merge(merged, golds, _prompt(columns, revision, number, row))
         total += count
         if count == 0 and (limit is None or len(merged) < limit):
             raise SourceError(f"{source.source} holds no rows. Check the file, the config and the split.")
@@ -69,7 +67,21 @@ def load_prompts(recipe: Recipe, *, limit: int | None = None) -> Prompts:
         if row["gold_conflicts"]:
             row["gold"] = None
             conflicts += 1
-    return Prompts(list(merged.values()), total, total - len(merged), conflicts)
+    return Prompts(list(merged.values()), total, total - len(merged), conflicts, tuple(notes))
+
+
+def _columns(source: PromptSource, first: dict[str, Any], notes: list[str]) -> PromptSource:
+    """The source as its first row can be read: a file in place of the recipe's own may have the standard columns."""
+    named = source.messages or source.prompt
+    standard = next((name for name in ("prompt", "messages") if name in first), None)
+    if source.is_hub or named is None or named in first or standard is None:
+        return source
+    gold = source.gold.column if isinstance(source.gold, Gold) else source.gold
+    notes.append(f"{source.source} has no column {named!r}; its column {standard!r} is read instead")
+    if gold is not None and gold not in first:
+        notes.append(f"{source.source} has no column {gold!r}; its column 'gold', where it has one, is read instead")
+        source = source.model_copy(update={"gold": None})
+    return source.model_copy(update={"prompt": None, "messages": None})
 
 
 def write_prompts(run: Run, prompts: Prompts, *, limited: bool = False) -> None:
@@ -177,7 +189,7 @@ def _prompt(source: PromptSource, revision: str, number: int, row: dict[str, Any
         "domain": source.domain or _text(row, "domain"),
         "gold": gold,
         "gold_type": gold_type,
-        "verifier": source.verifier or _text(row, "verifier") or _VERIFIERS.get(gold_type or ""),
+        "verifier": source.verifier or _text(row, "verifier") or default_verifier(gold_type),
         "language": source.language or _text(row, "language"),
         "sources": [
             {

@@ -56,6 +56,8 @@ def show_plan(reporter: Reporter, recipe: Recipe, plan: Plan) -> None:
 
 def show_generated(reporter: Reporter, prompts: Prompts, tally: Tally) -> None:
     """What a call of generate brought."""
+    for warning in prompts.notes:
+        reporter.warn(warning)
     merged = f" ({prompts.duplicates:,} duplicates merged)" if prompts.duplicates else ""
     if prompts.gold_conflicts:
         reporter.warn(f"{prompts.gold_conflicts:,} prompts have conflicting golds in their sources; they count as none")

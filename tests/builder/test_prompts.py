@@ -166,3 +166,12 @@ def test_a_limited_run_keeps_the_other_prompts_of_the_table(tmp_path: Path) -> N
     assert run.rows("prompts") == 3
     write_prompts(run, load(path, limit=1))
     assert run.rows("prompts") == 1
+
+
+def test_a_file_in_place_of_the_recipes_source_may_use_standard_columns_and_that_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"prompt": "1+1?", "gold": "2"}\n', encoding="utf-8")
+    source = {"source": str(file), "prompt": "question", "gold": {"column": "answer", "pattern": "#### (.+)$"}}
+    found = load_prompts(Recipe.model_validate({"name": "r", "prompts": [source]}))
+    assert [(row["messages"][0]["content"], row["gold"]) for row in found.rows] == [("1+1?", "2")]
+    assert "no column 'question'" in found.notes[0]
