@@ -11,7 +11,7 @@ from typing import Any
 from builder import journal as journals
 from builder.client import Client, Lane, RefusedError, RetryableError, backoff_s
 from builder.config import Recipe
-from builder.errors import EndpointError, FatalReply
+from builder.errors import EmptyReply, EndpointError, FatalReply
 from builder.journal import Attempt, Stored
 from builder.journal_writer import Journal
 from builder.reply import Reply, parse_reply
@@ -71,6 +71,7 @@ class Asker:
 
         Raises FatalReply and RefusedError.
         """
+        empty = 0
         for attempt in range(1, MAX_TRIES + 1):
             try:
                 return await self._try(request, lane)
@@ -78,6 +79,7 @@ class Asker:
                 raise
             except EndpointError as error:
                 self.tally.last_error = str(error)
+                empty += isinstance(error, EmptyReply)
                 wish = error.retry_after_s if isinstance(error, RetryableError) else None
             if attempt < MAX_TRIES:
                 with suppress(TimeoutError):
@@ -85,6 +87,8 @@ class Asker:
                 if self.stop.is_set():
                     return None
                 self.tally.retried += 1
+        if empty == MAX_TRIES:  # a model that ends at once under this seed will do so again
+            raise FatalReply(f"{self.tally.last_error}, {MAX_TRIES} times in a row")
         self.tally.failed += 1
         self.progress(self.tally)
         return None

@@ -4,6 +4,7 @@ BuilderError
 ├── UsageError          the command line or a recipe asks for something that does not exist (exit 2)
 ├── SourceError         a prompt source cannot be read, or a row of it cannot become a prompt
 ├── EndpointError       an endpoint refuses, is unreachable, or answers what cannot be a reply
+│   ├── EmptyReply      a reply without reasoning, answer or tool call: asked again, never a sample
 │   └── FatalReply      the same request would fail again; asking again would only cost money
 ├── JournalError        a paid reply could not be recorded, or a record cannot be trusted
 ├── TableError          a table of the run is missing, unreadable or breaks its schema
@@ -33,6 +34,10 @@ class SourceError(BuilderError):
 
 class EndpointError(BuilderError):
     """An endpoint refuses, is unreachable, or answers what cannot be a reply."""
+
+
+class EmptyReply(EndpointError):
+    """A reply without reasoning, answer or tool call: asked again, never a sample."""
 
 
 class FatalReply(EndpointError):

@@ -29,14 +29,17 @@ class Steps:
 
     def everything(self) -> Release:
         """Every step in order."""
-        self.generate()
+        self.generate(strict=False)
         if self.recipe.student is not None:
             self.score()
         self.verify()
         return self.release(self.select())
 
-    def generate(self) -> tuple[Prompts, Tally]:
-        """Ask what is missing. Raises EndpointError when requests kept failing, KeyboardInterrupt when interrupted."""
+    def generate(self, *, strict: bool = True) -> tuple[Prompts, Tally]:
+        """Ask what is missing. Raises EndpointError when requests kept failing, KeyboardInterrupt when interrupted.
+
+        Requests that the endpoint refuses for good are an error too if `strict`, else a warning: nothing would mend it.
+        """
         prompts = load_prompts(self.recipe, limit=self.limit)
         write_prompts(self.run, prompts, limited=self.limit is not None)
         wanted = len(prompts.rows) * len(self.recipe.generation.temperatures) * self.recipe.generation.samples
@@ -52,11 +55,14 @@ class Steps:
         self.run.event("generate", asdict(tally))
         if tally.stopped:
             raise KeyboardInterrupt
-        if tally.failed or tally.set_aside:
-            raise EndpointError(
-                f"{tally.failed} requests failed {MAX_TRIES} times and {tally.set_aside} were refused; last: "
-                f"{tally.last_error}. {tally.done:,} of {tally.total:,} replies are stored; rerun to ask for the rest."
-            )
+        missing = (
+            f"{tally.failed} requests failed {MAX_TRIES} times and {tally.set_aside} got no reply for good; last: "
+            f"{tally.last_error}. {tally.done:,} of {tally.total:,} replies are stored"
+        )
+        if tally.failed or (strict and tally.set_aside):
+            raise EndpointError(f"{missing}; rerun to ask for the rest.")
+        if tally.set_aside:
+            self.reporter.warn(f"{missing}. The others go on; builder status names the errors.")
         return prompts, tally
 
     def score(self) -> ScoreResult:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from builder.errors import EndpointError, FatalReply
+from builder.errors import EmptyReply, EndpointError, FatalReply
 from builder.text import THINK_CLOSE, THINK_OPEN, split_reasoning
 
 MISSING_LOGPROB: Final = -9000.0
@@ -101,7 +101,7 @@ def parse_reply(body: bytes) -> Reply:
     if reasoning is None and answer is None and not calls and finish != "length":
         if finish == "content_filter":
             raise FatalReply("the endpoint's content filter left nothing of the reply")
-        raise EndpointError("the endpoint answered 200 with an empty reply")
+        raise EmptyReply("the endpoint answered 200 with an empty reply")
     pieces, logprobs, nonfinite = _tokens(choice.logprobs)
     usage = parsed.usage or _Usage()
     return Reply(

@@ -195,6 +195,16 @@ def test_a_poison_prompt_is_set_aside_and_the_others_go_on(tmp_path: Path, poiso
     assert all(run.read("logprobs")["token_ids"].list.len() == 7)  # the flag was not at fault
 
 
+def test_a_reply_that_stays_empty_is_set_aside_and_the_others_go_on(tmp_path: Path) -> None:
+    run, bad = Run(tmp_path), "What is 3 + 3?"
+    empty = b'{"choices": [{"message": {"content": ""}, "finish_reason": "stop"}]}'
+    with endpoint(script=lambda ask: empty if ask.question == bad else None) as server:
+        tally = generate(run, recipe(server), questions(6))
+        assert sum(ask.question == bad for ask in server.asks) == 4 * asking.MAX_TRIES
+    assert (tally.replies, tally.set_aside, tally.failed) == (20, 4, 0)
+    assert f"empty reply, {asking.MAX_TRIES} times in a row" in str(tally.last_error)
+
+
 def test_many_poison_prompts_never_hide_the_others(tmp_path: Path) -> None:
     run = Run(tmp_path)
     with endpoint() as server:
