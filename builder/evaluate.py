@@ -13,7 +13,7 @@ from builder.config import Endpoint, PromptSource, Recipe, Teacher
 from builder.errors import EndpointError, VerifyError
 from builder.generate import Tally, generate
 from builder.identity import canonical_json, sha256_hex
-from builder.models import weights_sha256
+from builder.models import model_sha256
 from builder.prompts import load_prompts, write_prompts
 from builder.statistics import wilson_interval
 from builder.store import Run, write_text
@@ -25,7 +25,7 @@ class Evaluation:
     """pass@1 with its 95% Wilson interval. `unscorable` replies count as not correct and are named apart."""
 
     model: str
-    weights_sha256: str | None
+    model_sha256: str | None
     questions: int
     replies: int
     correct: int
@@ -58,7 +58,7 @@ def evaluate(
     independent, which holds for one sample a question (Wilson 1927).
     """
     folder = Path(model)
-    digest = weights_sha256(folder) if folder.is_dir() else None
+    digest = model_sha256(folder) if folder.is_dir() else None
     name = label or folder.name if digest else label or model
     asked = Recipe(
         name=recipe.name,
@@ -124,7 +124,7 @@ def _count(run: Run, name: str, digest: str | None, questions: int, temperature:
     mean = rows["completion_tokens"].mean()
     return Evaluation(
         model=name,
-        weights_sha256=digest,
+        model_sha256=digest,
         questions=questions,
         replies=len(scored),
         correct=correct,

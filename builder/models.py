@@ -14,7 +14,7 @@ _DECISIVE = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
 _IGNORED = frozenset({"training.json", "training_args.bin", "trainer_state.json", "model.safetensors.index.json"})
 
 
-def weights_sha256(folder: Path) -> str:
+def model_sha256(folder: Path) -> str:
     """64 hex digits over weights, config and tokenizer of a model folder: names and contents, in order of names."""
     files = sorted(path for path in folder.iterdir() if path.suffix in _DECISIVE and path.name not in _IGNORED)
     if not any(path.suffix in (".safetensors", ".bin") for path in files):
@@ -36,7 +36,7 @@ def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
 def resolved_revision(model: str, revision: str | None) -> str | None:
     """The declared revision; for a folder on this machine without one, the hash of its weights."""
     if revision is None and Path(model).is_dir():
-        return weights_sha256(Path(model))
+        return model_sha256(Path(model))
     return revision
 
 

@@ -17,7 +17,7 @@ import pytest
 from builder import store
 from builder.config import Student
 from builder.errors import TableError, UsageError
-from builder.models import resolved_revision, student_id, weights_sha256
+from builder.models import model_sha256, resolved_revision, student_id
 from builder.schema import TABLES
 from builder.store import Run, check_schema, columns_table, file_sha256, write_parquet, write_text
 
@@ -199,7 +199,7 @@ def test_a_student_is_its_weights_wherever_they_lie(tmp_path: Path) -> None:
     copy = Path(shutil.copytree(original, tmp_path / "elsewhere"))
     for name in ("training_args.bin", "training.json", "trainer_state.json", "README.md"):
         (copy / name).write_text("what training leaves beside the weights")
-    assert weights_sha256(copy) == weights_sha256(original)
+    assert model_sha256(copy) == model_sha256(original)
     assert student_id(Student(model=str(copy))) == student_id(Student(model=str(original)))
 
 
@@ -227,13 +227,13 @@ def test_resolved_revision_is_the_declared_one_or_the_hash_of_a_folder(tmp_path:
     folder = model_folder(tmp_path / "student")
     assert resolved_revision("org/a", "1" * 40) == "1" * 40
     assert resolved_revision("org/a", None) is None
-    assert resolved_revision(str(folder), None) == weights_sha256(folder)
+    assert resolved_revision(str(folder), None) == model_sha256(folder)
 
 
 def test_a_folder_without_weights_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UsageError, match="holds no weights"):
-        weights_sha256(tmp_path)
+        model_sha256(tmp_path)
 
 
 def test_parts_are_zstd_and_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
