@@ -28,7 +28,7 @@ app = typer.Typer(
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Path or packaged name of a recipe.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as generation.samples=8.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as generation.samples=8.")
 ]
 RunOption = Annotated[Path | None, typer.Option("--run", help="Run directory; default runs/<recipe name>.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -207,60 +207,27 @@ def generate(
         context.steps.generate()
 
 
-@app.command()
-def score(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    run: RunOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """responses → scores: what the student does not know yet, sentence by sentence."""
-    with _command(recipe, overrides, run=run, as_json=as_json, quiet=quiet, debug=debug) as context:
-        context.steps.score()
+def _step(name: str, described: str) -> None:
+    """Add the command of a step that takes a recipe and no option of its own."""
+
+    def command(
+        recipe: RecipeArgument,
+        overrides: Overrides = None,
+        run: RunOption = None,
+        as_json: JsonOption = False,
+        quiet: QuietOption = False,
+        debug: DebugOption = False,
+    ) -> None:
+        with _command(recipe, overrides, run=run, as_json=as_json, quiet=quiet, debug=debug) as context:
+            getattr(context.steps, name)()
+
+    app.command(name, help=described)(command)
 
 
-@app.command()
-def verify(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    run: RunOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """responses → verdicts: correct, wrong, unscorable, timeout, error."""
-    with _command(recipe, overrides, run=run, as_json=as_json, quiet=quiet, debug=debug) as context:
-        context.steps.verify()
-
-
-@app.command()
-def select(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    run: RunOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """scores → selection: your rules, your selector, your stages; prints the funnel. Sends nothing."""
-    with _command(recipe, overrides, run=run, as_json=as_json, quiet=quiet, debug=debug) as context:
-        context.steps.select()
-
-
-@app.command()
-def release(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    run: RunOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """selection → releases/vN: Parquet, card, manifest. Unchanged rows release nothing."""
-    with _command(recipe, overrides, run=run, as_json=as_json, quiet=quiet, debug=debug) as context:
-        context.steps.release()
+_step("score", "responses → scores: what the student does not know yet, sentence by sentence.")
+_step("verify", "responses → verdicts: correct, wrong, unscorable, timeout, error.")
+_step("select", "scores → selection: your rules, your selector, your stages; prints the funnel. Sends nothing.")
+_step("release", "selection → releases/vN: Parquet, card, manifest. Unchanged rows release nothing.")
 
 
 @app.command("run")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from builder.config import Recipe
 from builder.console import Reporter
-from builder.errors import EndpointError
+from builder.errors import EndpointError, ScoreError
 from builder.generate import MAX_TRIES, Tally, generate
 from builder.prompts import Prompts, load_prompts, write_prompts
 from builder.release import Release, release
@@ -66,11 +66,17 @@ class Steps:
         return prompts, tally
 
     def score(self) -> ScoreResult:
-        """Score what this student has not scored."""
+        """Score what this student has not scored. Raises ScoreError when nothing can be and the selection needs it."""
         with self.reporter.progress("score") as meter:
             result = score(self.run, self.recipe, shard=self.shard[0], progress=meter.update)
         show_scored(self.reporter, result)
         self.run.event("score", asdict(result))
+        if result.nothing_scored and self.recipe.selection.needs_logprobs:
+            raise ScoreError(
+                f"None of {sum(result.statuses.values()):,} replies could be scored, and this recipe selects by "
+                "divergence. The reasons stand above and in table scores; every reply is kept. Mend that, or select "
+                "without the student: selection.selector=random (or longest) and no rule score_missing."
+            )
         return result
 
     def verify(self) -> VerifyResult:

@@ -46,11 +46,17 @@ class StudentModel(Protocol):
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """Replies scored now, and the statuses of all replies of this student."""
+    """Replies scored now; statuses of all replies of this student, and the most frequent reason for each but `ok`."""
 
     student_id: str
     scored: int
     statuses: dict[str, int]
+    reasons: dict[str, str]
+
+    @property
+    def nothing_scored(self) -> bool:
+        """Whether there are replies and none of them has a score."""
+        return bool(self.statuses) and "ok" not in self.statuses
 
 
 @dataclass
@@ -100,8 +106,15 @@ def score(
             done += len(candidates)
             if progress:
                 progress(done, missing.height)
-    statuses = run.scan("scores").filter(pl.col("student_id") == identity).select("status").collect()["status"]
-    return ScoreResult(identity, missing.height, dict(sorted(Counter(statuses.to_list()).items())))
+    of_student = run.scan("scores").filter(pl.col("student_id") == identity)
+    found = of_student.group_by("status", "status_detail").len().sort("len", "status_detail").collect()
+    statuses: Counter[str] = Counter()
+    reasons: dict[str, str] = {}
+    for status, detail, number in found.iter_rows():
+        statuses[status] += number
+        if detail is not None:
+            reasons[status] = detail
+    return ScoreResult(identity, missing.height, dict(sorted(statuses.items())), reasons)
 
 
 def _missing(run: Run, identity: str) -> pl.DataFrame:

@@ -84,6 +84,8 @@ def show_scored(reporter: Reporter, result: ScoreResult) -> None:
     """Statuses of the scores."""
     statuses = ", ".join(f"{number:,} {status}" for status, number in result.statuses.items()) or "no replies"
     reporter.line(f"score: {result.scored:,} new; {statuses}")
+    for status, reason in result.reasons.items():
+        reporter.line(f"  {status}, most often: {reason}")
     reporter.result({"score": asdict(result)})
 
 
