@@ -180,7 +180,7 @@ def _show(demo: _Demo, results: Mapping[str, Any]) -> None:
         f"\n{results['seconds']} s. Everything is in {demo.folder.name}/: models/, runs/demo/, results.json."
     )
     demo.console.print(
-        f"Change a filter (in an active .venv): cd {demo.folder.name}; builder select demo 'selection.rules=[answer_wrong]'",
+        f"Change a filter: cd {demo.folder.name}; builder select demo 'selection.rules=[answer_wrong]'",
         markup=False,
     )
 
