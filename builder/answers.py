@@ -115,14 +115,6 @@ def extract_choice(text: str) -> str | None:
     return None
 
 
-def last_number(text: str) -> str | None:
-    """The last number of a text as written, with sign, currency, fraction, percent or scale word; None without one."""
-    found = None
-    for match in NUMBER.finditer(text[-FORMULA_TAIL:]):
-        found = match.group().strip()
-    return found
-
-
 def _anchored(text: str) -> str | None:
     """The rest of the sentence after the last "answer is", or None."""
     anchors = list(_ANCHOR.finditer(text))

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -54,8 +54,8 @@ def evaluate(
 ) -> Evaluation:
     """Ask, verify, count; write `eval/<label>.json`. A folder is served here, any other name is asked at `endpoint`.
 
-    Replies live in a run of their own below `eval/`, so a second call pays nothing. The interval treats replies as
-    independent, which holds for one sample a question (Wilson 1927).
+    Replies live in a run of their own below `eval/`, one for each set of settings, so a second call pays nothing. The
+    interval treats replies as independent, which holds for one sample a question (Wilson 1927).
     """
     folder = Path(model)
     digest = model_sha256(folder) if folder.is_dir() else None
@@ -74,7 +74,10 @@ def evaluate(
         ),
     )
     prompts = load_prompts(asked, limit=limit)
-    identity = sha256_hex(canonical_json([name, digest, temperature, [source.source for source in asked.prompts]]))[:8]
+    # Everything that can change a reply but their number: other settings are another evaluation, in a run of its own.
+    settings = asked.decisive()
+    del settings["generation"]["samples"]
+    identity = sha256_hex(canonical_json(settings))[:8]
     own = Run(run.eval_dir / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{identity}")
     write_prompts(own, prompts)
     with _served(folder, name, endpoint) as url:
@@ -91,7 +94,7 @@ def evaluate(
     return found
 
 
-def _served(folder: Path, name: str, endpoint: str | None):  # type: ignore[no-untyped-def]
+def _served(folder: Path, name: str, endpoint: str | None) -> AbstractContextManager[str | None]:
     """Address of the model: the given endpoint, a server of this process for a folder, else the environment's."""
     if endpoint is not None or not folder.is_dir():
         return nullcontext(endpoint)

@@ -430,5 +430,3 @@ RELEASE_CANDIDATES: Final = pa.schema(
         _column("rejected_by", pa.list_(pa.string()), "every rule that this reply breaks, sorted"),
     ]
 )
-
-RELEASE_LOGPROBS: Final = LOGPROBS.schema
