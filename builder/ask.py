@@ -1,22 +1,23 @@
 """One request of `generate`: recorded before it is sent, its body before it is parsed, tried again where that helps."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from builder import journal as journals
 from builder.client import Client, Lane, RefusedError, RetryableError, backoff_s
-from builder.config import Recipe
 from builder.errors import EmptyReply, EndpointError, FatalReply
 from builder.journal import Attempt, Stored
 from builder.journal_writer import Journal
-from builder.reply import Reply, parse_reply
-from builder.requests import Request, sampling
+from builder.prefix import parse
+from builder.reply import Reply
+from builder.requests import Request
 from builder.seal import Sealer
+from builder.wire import Wire
 
 MAX_TRIES = 6
 
@@ -57,8 +58,7 @@ Progress = Callable[[Tally], None]
 class Asker:
     """Asks one request at a time and counts what came; `stop` ends the waiting between two tries."""
 
-    recipe: Recipe
-    role: str
+    wire: Wire
     journal: Journal
     sealer: Sealer
     progress: Progress
@@ -105,17 +105,20 @@ class Asker:
             attempt = self._attempt(request, taken.endpoint.url)
             attempt_id = await asyncio.wrap_future(self.journal.begin(attempt))
             self.tally.in_flight += 1
+            sent = time.perf_counter()
             try:
-                body, latency_s = await self.client.chat(self._payload(request, taken), taken)
+                payload = self.wire.payload(request, token_ids=taken.gives_token_ids)
+                body = await self.client.post(self.wire.route, payload, taken)
             except EndpointError as error:
                 outcome = journals.FATAL if isinstance(error, FatalReply | RefusedError) else journals.FAILED
                 await _on_disk(self.journal.conclude(attempt_id, outcome, str(error)))
                 raise
             finally:
                 self.tally.in_flight -= 1
+        latency_s = time.perf_counter() - sent
         await _on_disk(self.journal.store(attempt_id, body, latency_s))
         try:
-            reply = parse_reply(body)
+            reply = parse(body, request.prefix)
         except EndpointError as error:
             outcome = journals.FATAL if isinstance(error, FatalReply) else journals.RETRYABLE
             await _on_disk(self.journal.conclude(attempt_id, outcome, str(error)))
@@ -126,37 +129,20 @@ class Asker:
         return reply
 
     def _attempt(self, request: Request, url: str) -> Attempt:
-        teacher = self.recipe.require_teacher()
         return Attempt(
-            model=teacher.model,
-            revision=teacher.revision,
+            model=self.wire.asked.model,
+            revision=self.wire.asked.revision,
             request_key=request.key,
             prompt_id=request.prompt_id,
-            role=self.role,
+            role=self.wire.role,
             temperature=request.temperature,
             sample_index=request.sample_index,
             seed=request.seed,
-            max_tokens=self.recipe.generation.max_tokens,
+            max_tokens=request.max_tokens,
             endpoint=url,
+            prefix_response_id=request.prefix_response_id,
+            prefix=request.prefix,
         )
-
-    def _payload(self, request: Request, lane: Lane) -> dict[str, Any]:
-        generation = self.recipe.generation
-        parameters = sampling(generation, request.temperature)
-        body = {name: parameters.pop(name) for name in generation.extra_body}
-        # Reporting flags change nothing of the reply; token ids are vLLM's extension, dropped where it is refused.
-        reporting: dict[str, Any] = {"logprobs": True, "top_logprobs": 0} if generation.logprobs else {}
-        if generation.logprobs and lane.gives_token_ids:
-            body["return_token_ids"] = True
-        return {
-            "model": self.recipe.require_teacher().model,
-            "messages": request.messages,
-            "max_tokens": generation.max_tokens,
-            "seed": request.seed,
-            **parameters,
-            **reporting,
-            **({"extra_body": body} if body else {}),
-        }
 
     def _count(self, reply: Reply, cost_usd: float | None) -> None:
         tally = self.tally
@@ -164,7 +150,7 @@ class Asker:
         tally.prompt_tokens += reply.prompt_tokens or 0
         tally.completion_tokens += reply.completion_tokens or 0
         tally.cost_usd += cost_usd or 0.0
-        tally.without_logprobs += self.recipe.generation.logprobs and not reply.logprobs
+        tally.without_logprobs += self.wire.generation.logprobs and not reply.logprobs
         tally.without_reasoning += reply.reasoning is None
         tally.cut += reply.finish_reason == "length"
         self.progress(tally)

@@ -224,6 +224,24 @@ def _step(name: str, described: str) -> None:
     app.command(name, help=described)(command)
 
 
+@app.command()
+def mix(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    student: Annotated[Path | None, typer.Option("--student", help="Folder of the checkpoint that rolls out.")] = None,
+    endpoint: Annotated[str | None, typer.Option("--endpoint", help="Server that holds it; default: one here.")] = None,
+    run: RunOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Mixed-policy rows: the checkpoint begins, the teacher finishes; then score, verify, select. Next: release."""
+    with _command(recipe, overrides, run=run, as_json=as_json, quiet=quiet, debug=debug) as context:
+        if student is None:
+            raise UsageError("builder mix needs --student: the folder of the checkpoint that rolls out.")
+        context.steps.mix(student, endpoint)
+
+
 _step("score", "responses → scores: what the student does not know yet, sentence by sentence.")
 _step("verify", "responses → verdicts: correct, wrong, unscorable, timeout, error.")
 _step("select", "scores → selection: your rules, your selector, your stages; prints the funnel. Sends nothing.")
@@ -322,31 +340,97 @@ def evaluate(
 
 
 @app.command()
-def serve(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a model.")],
-    port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
-    model_name: Annotated[str | None, typer.Option("--model-name", help="Default: the folder's name.")] = None,
-    max_batch: Annotated[int, typer.Option("--max-batch", min=1)] = 64,
-    max_model_len: Annotated[int | None, typer.Option("--max-model-len", min=1)] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1)] = None,
-    engine: Annotated[str, typer.Option("--engine", help="local: transformers, for toy models.")] = "local",
+def report(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; default report.html in the run.")] = None,
+    run: RunOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Serve a toy model on this machine behind an OpenAI-compatible API, with logprobs and token ids."""
-    with _messages(debug):
-        if engine != "local":
-            raise UsageError(f"--engine {engine!r} is not known here; this version serves with local.")
-        from builder.local_server import serve as serve_model
+    """One self-contained HTML page of a run: accuracy, funnel, releases, distributions, sampled replies."""
+    with _command(recipe, overrides, run=run, as_json=as_json, quiet=quiet, debug=debug, writes=False) as context:
+        from builder.report import write_report
 
-        serve_model(
+        path = write_report(context.run, context.recipe, out)
+        context.reporter.line(f"report: {path}")
+        context.reporter.result({"report": str(path)})
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a model; with vllm also a Hub name.")],
+    passed_on: Annotated[
+        list[str] | None, typer.Argument(metavar="-- FLAG", help="vllm: flags of its own; they win over ours.")
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", help="local (transformers, for toy models) or vllm.")] = "local",
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    model_name: Annotated[str | None, typer.Option("--model-name", help="Default: folder's or Hub name.")] = None,
+    max_model_len: Annotated[int | None, typer.Option("--max-model-len", min=1, help="Tokens in a row.")] = None,
+    max_batch: Annotated[int | None, typer.Option("--max-batch", min=1, help="local: rows at once; 64.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="local: CPU threads.")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="vllm: commit of a Hub model.")] = None,
+    reasoning_parser: Annotated[
+        str | None, typer.Option("--reasoning-parser", help="vllm: auto (default), none, or a name of vLLM's.")
+    ] = None,
+    tensor_parallel: Annotated[
+        int | None, typer.Option("--tensor-parallel", min=1, help="vllm: GPUs for the model; default all.")
+    ] = None,
+    print_only: Annotated[bool, typer.Option("--print", help="vllm: print the command and exit.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Serve a model behind an OpenAI-compatible API, with logprobs and token ids."""
+    with _messages(debug):
+        for_local: dict[str, Any] = {"--max-batch": max_batch, "--threads": threads}
+        for_vllm: dict[str, Any] = {"--revision": revision, "--tensor-parallel": tensor_parallel}
+        for_vllm |= {"--reasoning-parser": reasoning_parser, "--print": print_only or None}
+        for_vllm["flags after --"] = passed_on or None
+        _refuse(engine, {"local": for_vllm, "vllm": for_local})
+        if engine == "local":
+            from builder.local_server import serve as serve_model
+
+            serve_model(
+                Path(model),
+                host=host,
+                port=port,
+                model_name=model_name,
+                max_batch=max_batch or 64,
+                threads=threads,
+                max_model_len=max_model_len,
+                ready=lambda url: typer.echo(f"serving {model_name or Path(model).resolve().name} at {url}"),
+            )
+            return
+        from builder.vllm_command import vllm_command
+        from builder.vllm_server import free_port, printable, serve_vllm
+
+        command = vllm_command(
             model,
-            port=port,
+            host=host,
+            port=port or free_port(host),
             model_name=model_name,
-            max_batch=max_batch,
-            threads=threads,
+            revision=revision,
+            reasoning_parser=reasoning_parser or "auto",
+            tensor_parallel=tensor_parallel,
             max_model_len=max_model_len,
-            ready=lambda url: typer.echo(f"serving {model_name or model.resolve().name} at {url}"),
+            extra=passed_on or (),
         )
+        if print_only:
+            typer.echo(printable(command))
+            return
+        code = serve_vllm(command, ready=lambda url: typer.echo(f"serving {command.name} at {url}"))
+        if code:
+            raise typer.Exit(code)
+
+
+def _refuse(engine: str, foreign: dict[str, dict[str, Any]]) -> None:
+    """An option that the engine would ignore is a mistake of whoever gave it."""
+    if engine not in foreign:
+        raise UsageError(f"--engine {engine!r} is not known; choose local (toy models, transformers) or vllm.")
+    if given := [name for name, value in foreign[engine].items() if value is not None]:
+        other = "vllm" if engine == "local" else "local"
+        raise UsageError(f"{', '.join(given)} means nothing to --engine {engine}; it is for --engine {other}.")
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -3,7 +3,6 @@
 import math
 import os
 import random
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -69,7 +68,7 @@ class Lane:
 
 @dataclass
 class Client:
-    """All endpoints of a run. `async with Client(endpoints) as client: body = await client.chat(payload, lane)`."""
+    """All endpoints of a run: `async with Client(endpoints) as client: body = await client.post(route, payload)`."""
 
     endpoints: Sequence[Endpoint]
     lanes: list[Lane] = field(default_factory=list)
@@ -116,19 +115,11 @@ class Client:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return []
 
-    async def chat(self, payload: dict[str, Any], lane: Lane) -> tuple[bytes, float]:
-        """POST /chat/completions: raw body and seconds. Raises RetryableError, RefusedError or RejectedError."""
-        started = time.perf_counter()
-        with _sorted_errors(lane):
-            raw = await lane.client.chat.completions.with_raw_response.create(**payload)
-            body = raw.content
-        return body, time.perf_counter() - started
-
-    async def post(self, path: str, payload: dict[str, Any], lane: Lane | None = None) -> bytes:
-        """POST any route below the base address: raw body. Raises as `chat`."""
+    async def post(self, route: str, payload: dict[str, Any], lane: Lane | None = None) -> bytes:
+        """POST a route below the base address: raw body. Raises RetryableError, RefusedError or RejectedError."""
         lane = lane or self.lanes[0]
         with _sorted_errors(lane):
-            raw = await lane.client.post(path, body=payload, cast_to=httpx2.Response)
+            raw = await lane.client.post(route, body=payload, cast_to=httpx2.Response)
             return bytes(raw.content)
 
 

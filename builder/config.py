@@ -154,13 +154,25 @@ class Generation(Section):
 
 
 class Student(Section):
-    """The model to be trained, before training: it scores the replies."""
+    """The model to be trained, before training: it scores the replies, here or behind a server that serves it.
+
+    `backend` and `endpoint` say who computes, not what: they are no part of a score's identity.
+    """
 
     model: str
     revision: str | None = None
-    backend: Literal["local"] = "local"
+    backend: Literal["local", "endpoint"] = "local"
+    endpoint: Endpoint | None = None
     system_prompt: str | None = "You are a helpful assistant."
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+    @model_validator(mode="after")
+    def _check(self) -> "Student":
+        if self.backend == "endpoint" and self.endpoint is None:
+            raise ValueError("backend is endpoint, but there is none; add student.endpoint.url=http://host:8000/v1")
+        if self.endpoint is not None and "backend" not in self.model_fields_set:
+            raise ValueError("there is an endpoint, but no backend to say whether it is used; add backend: endpoint")
+        return self
 
 
 class Selection(Section):
@@ -189,7 +201,12 @@ class Stage(Section):
 
 
 class MixedPolicy(Section):
-    """Mixed-policy rows (TR p.11, 13): the student begins, the teacher finishes."""
+    """Mixed-policy rows (arXiv:2601.09088 p.11, 13): the student begins, the teacher finishes.
+
+    `length_cap` is times the selected reply's length, in student tokens; `cut` the range of the student's tokens in
+    which the cut is drawn; `keep` which rollouts are cut: those that hit the cap, those that are wrong, either, or all.
+    `temperature` is that of rollouts and continuations. `off_policy_ratio` is rows of earlier stages a mixed row.
+    """
 
     prompts: int = Field(default=50000, ge=1)
     length_cap: float = Field(default=1.5, gt=0)
@@ -197,7 +214,22 @@ class MixedPolicy(Section):
     keep: Literal["cap", "wrong", "cap_or_wrong", "all"] = "cap"
     temperature: float = Field(default=1.0, ge=0)
     off_policy_ratio: float = Field(default=2.6, ge=0)
+    continuation: Literal["auto", "think-tag-prefill", "think-tag-completions", "harmony"] = "auto"
     stage: str = "mixed-policy"
+
+    @field_validator("cut")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] < value[1] <= 1:
+            raise ValueError(f"{list(value)} is no range of a rollout's tokens: it needs 0 ≤ first < second ≤ 1")
+        return value
+
+    @field_validator("stage")
+    @classmethod
+    def _config(cls, value: str) -> str:
+        if not NAME.fullmatch(value) or value in ("candidates", "logprobs"):
+            raise ValueError(f"{value!r} cannot be a dataset config")
+        return value
 
 
 class ReleaseSection(Section):
@@ -257,6 +289,15 @@ class Recipe(Section):
             )
         return self.student
 
+    def require_mixed_policy(self) -> MixedPolicy:
+        """The mixed_policy section; UsageError where the recipe has none."""
+        if self.mixed_policy is None:
+            raise UsageError(
+                f"Recipe {self.name!r} has no `mixed_policy` section, so it does not say which rollouts to keep and "
+                "where to cut them. Add one; `mixed_policy: {}` takes the defaults."
+            )
+        return self.mixed_policy
+
     def public_student(self) -> str | None:
         """The student's name without folders of this machine."""
         return _unplaced(self.student.model) if self.student else None
@@ -274,6 +315,9 @@ class Recipe(Section):
         resolved = self.resolved()
         if resolved["teacher"]:
             resolved["teacher"].pop("endpoints")
+        if resolved["student"]:
+            resolved["student"].pop("endpoint")
+            resolved["student"].pop("backend")
         for source in resolved["prompts"]:
             source["source"] = _unplaced(source["source"])
         for section, name in (("teacher", "tokenizer"), ("student", "model")):

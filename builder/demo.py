@@ -27,6 +27,7 @@ _TRAINING: Final = (
     "defaults.lr_scheduler_type=cosine",
     "defaults.num_train_epochs=8",
 )
+_THIRD_STAGE: Final = ("stages.mixed-policy.learning_rate=3e-3", "stages.mixed-policy.num_train_epochs=4")
 
 
 class DemoFailed(BuilderError):
@@ -67,6 +68,11 @@ class _Demo:
             )
         return done.stdout or ""
 
+    def train(self, version: str, *overrides: str) -> None:
+        """Train the stages of a release that are not trained yet, beside the other models."""
+        where = ("--dataset", f"runs/demo/releases/{version}", "--model", "models/student", "--output", "models")
+        self.command("trainer", "run", *where, "--recipe", "smoke", "--quiet", *_TRAINING, *overrides)
+
     def accuracy(self, label: str, model: str) -> dict[str, Any]:
         """pass@1 of one model on the held-out questions, greedy sampling left aside: T = 1.0."""
         out = self.command(
@@ -91,18 +97,23 @@ def run_demo(folder: Path, *, quiet: bool = False) -> None:
     with _teacher(demo):
         demo.say("Pay the teacher once: every reply is journalled with its logprobs.")
         demo.command("builder", "generate", "demo")
-    demo.say("What does the student not know yet? Sentence by sentence, by bytes: the two tokenizers differ.")
-    demo.command("builder", "score", "demo")
-    demo.command("builder", "verify", "demo")
-    demo.say("Choose with SQL, as often as you like; then release.")
-    demo.command("builder", "select", "demo")
+        demo.say("What does the student not know yet? Sentence by sentence, by bytes: the two tokenizers differ.")
+        demo.command("builder", "score", "demo")
+        demo.command("builder", "verify", "demo")
+        demo.say("Choose with SQL, as often as you like; then release.")
+        demo.command("builder", "select", "demo")
+        demo.command("builder", "release", "demo")
+        demo.say("Train the student on schedule: low temperature, then high.")
+        demo.train("v1")
+        demo.say("Mixed policy: the trained student begins, the teacher finishes; only sound endings stay.")
+        demo.command("builder", "mix", "demo", "--student", "models/2-high-temperature")
     demo.command("builder", "release", "demo")
-    demo.say("Train the student on schedule: low temperature, then high.")
-    where = ("--dataset", "runs/demo/releases/v1", "--model", "models/student", "--output", "models/trained")
-    demo.command("trainer", "run", *where, "--recipe", "smoke", "--quiet", *_TRAINING)
+    demo.say("Train again: the finished stages are kept, only the third is new.")
+    demo.train("v2", *_THIRD_STAGE)
     demo.say(f"Accuracy on {HELD_OUT} held-out questions, one reply each at T = 1.0.")
     results = _results(demo)
     write_text(json.dumps(results, indent=2) + "\n", folder / "results.json")
+    demo.command("builder", "report", "demo", "--out", "report.html", "--quiet")
     _show(demo, results)
 
 
@@ -149,16 +160,17 @@ def _teacher(demo: _Demo) -> Iterator[None]:
 
 def _results(demo: _Demo) -> dict[str, Any]:
     """Accuracy of student, each stage and teacher, with rows and seconds."""
-    stages = sorted(path for path in (demo.folder / "models" / "trained").glob("[0-9]*-*") if path.is_dir())
+    stages = sorted(path for path in (demo.folder / "models").glob("[0-9]*-*") if path.is_dir())
     models = {"student before": "models/student"}
-    models |= {f"after {path.name.partition('-')[2]}": f"models/trained/{path.name}" for path in stages}
+    models |= {f"after {path.name.partition('-')[2]}": f"models/{path.name}" for path in stages}
     models |= {"teacher": "models/teacher"}
     accuracy = {label: demo.accuracy(label, model) for label, model in models.items()}
-    manifest = json.loads((demo.folder / "runs/demo/releases/v1/.builder/manifest.json").read_text("utf-8"))
+    manifest = json.loads((demo.folder / "runs/demo/releases/v2/.builder/manifest.json").read_text("utf-8"))
     return {
         "accuracy": accuracy,
         "rows": {entry["stage"]: entry["rows"] for entry in manifest["schedule"]},
         "replies": manifest["calls"]["replies"],
+        "rollouts": manifest["calls"]["rollouts"],
         "seconds": round(time.monotonic() - demo.started),
     }
 
@@ -177,8 +189,9 @@ def _show(demo: _Demo, results: Mapping[str, Any]) -> None:
     for before, after in pairwise(labels[:-1]):
         demo.console.print(_reading(before, after, results["accuracy"]), highlight=False)
     demo.console.print(
-        f"\n{results['seconds']} s. Everything is in {demo.folder.name}/: models/, runs/demo/, results.json."
+        f"\n{results['seconds']} s, one student, one seed: the run shows the path, not that each step helps."
     )
+    demo.console.print(f"Look: {demo.folder.name}/report.html (models/, runs/demo/ and results.json lie beside it).")
     demo.console.print(
         f"Change a filter: cd {demo.folder.name}; builder select demo 'selection.rules=[answer_wrong]'",
         markup=False,

@@ -11,6 +11,7 @@ BuilderError
 ├── ScoreError          divergence cannot be computed as asked
 ├── VerifyError         a verifier cannot run at all (never: an answer is wrong)
 ├── SqlError            a SQL file breaks its contract, or refuses to run within its limits
+├── MixError            there are no mixed-policy rows to be had from this checkpoint, teacher or selection
 ├── ReleaseError        a release cannot be written or does not match its manifest
 └── ServeError          a model cannot be served here
 """
@@ -62,6 +63,10 @@ class VerifyError(BuilderError):
 
 class SqlError(BuilderError):
     """A SQL file breaks its contract, or refuses to run within its limits."""
+
+
+class MixError(BuilderError):
+    """There are no mixed-policy rows to be had from this checkpoint, teacher or selection."""
 
 
 class ReleaseError(BuilderError):

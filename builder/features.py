@@ -217,6 +217,11 @@ def _kinds() -> npt.NDArray[np.uint8]:
     return kinds
 
 
+def is_cjk(character: str) -> bool:
+    """Whether one character belongs to a script that writes no spaces between words."""
+    return bool(_kinds()[ord(character)] == _CJK)
+
+
 def _latin(codes: Codes) -> npt.NDArray[np.bool_]:
     lower = codes | 0x20
     ascii_letter: npt.NDArray[np.bool_] = (lower >= 0x61) & (lower <= 0x7A) & (codes < 0x80)

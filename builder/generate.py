@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -18,6 +18,7 @@ from builder.reply import Reply
 from builder.requests import Request, requests, satisfied, total
 from builder.seal import Sealer, seal_orphans
 from builder.store import Run
+from builder.wire import Wire
 
 __all__ = ["MAX_TRIES", "Tally", "generate"]
 
@@ -39,16 +40,32 @@ def generate(
     Raises EndpointError when the endpoint cannot serve this recipe, JournalError when a reply cannot be recorded.
     Requests that keep failing are counted in `Tally.failed`; a later call asks them again.
     """
+    wire = Wire(recipe.require_teacher(), recipe.generation, role)
+    wanted = requests(recipe, prompts, shard=shard)
+    return send(run, recipe, wire, wanted, total(recipe, prompts, shard=shard), shard=shard, progress=progress)
+
+
+def send(
+    run: Run,
+    recipe: Recipe,
+    wire: Wire,
+    wanted: Iterable[Request],
+    number: int,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    progress: Progress | None = None,
+) -> Tally:
+    """Send those of `number` requests that no stored reply answers; raises and resumes as `generate`."""
     with Journal(run.journal_dir, shard[0]) as journal:
         sealer = Sealer(run, recipe, shard[0])
         sealer.catch_up(journal)
         seal_orphans(run, recipe, shard)
         stored = journals.stored_replies(run.journal_dir)
-        tally = Tally(total=total(recipe, prompts, shard=shard))
-        work = _Generation(recipe, tally, answered_before=bool(stored))
-        missing = work.missing(requests(recipe, prompts, shard=shard), stored)
+        tally = Tally(total=number)
+        work = _Generation(recipe, wire, tally, answered_before=bool(stored))
+        missing = work.missing(wanted, stored)
         try:
-            asyncio.run(work.run(missing, role, journal, sealer, progress or (lambda tally: None)))
+            asyncio.run(work.run(missing, journal, sealer, progress or (lambda tally: None)))
         except (EndpointError, KeyboardInterrupt):
             sealer.flush()
             raise
@@ -58,30 +75,29 @@ def generate(
 
 @dataclass
 class _Generation:
-    """State of one call of `generate`: many workers draw requests from one iterator."""
+    """State of one call of `send`: many workers draw requests from one iterator."""
 
     recipe: Recipe
+    wire: Wire
     tally: Tally
     answered_before: bool
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     refusal: RefusedError | None = None
 
-    def missing(self, wanted: Iterator[Request], stored: dict[bytes, int]) -> Iterator[Request]:
+    def missing(self, wanted: Iterable[Request], stored: dict[bytes, int]) -> Iterator[Request]:
         """Requests without a stored answer; counts the others."""
         for request in wanted:
-            if satisfied(stored, request.key, self.recipe.generation.max_tokens):
+            if satisfied(stored, request):
                 self.tally.stored_before += 1
             else:
                 yield request
 
-    async def run(
-        self, missing: Iterator[Request], role: str, journal: Journal, sealer: Sealer, progress: Progress
-    ) -> None:
+    async def run(self, missing: Iterator[Request], journal: Journal, sealer: Sealer, progress: Progress) -> None:
         first = next(missing, None)
         if first is None:
             return
-        async with Client(endpoints_of(self.recipe.require_teacher())) as client:
-            asker = Asker(self.recipe, role, journal, sealer, progress, client, self.tally, self.stop)
+        async with Client(endpoints_of(self.wire.asked)) as client:
+            asker = Asker(self.wire, journal, sealer, progress, client, self.tally, self.stop)
             with _drain_on_interrupt(self.stop):
                 for lane in client.lanes:
                     await self._check_model(client, lane)
@@ -110,7 +126,7 @@ class _Generation:
                 f"{error}. Nothing was sent. Check that the server runs and that the address is its "
                 "OpenAI-compatible base, such as http://host:8000/v1."
             ) from None
-        model = self.recipe.require_teacher().model
+        model = self.wire.name
         if names and model not in names:
             raise EndpointError(
                 f"{lane.endpoint.url} serves {', '.join(names[:5])}, not {model!r}. Nothing was sent. "
@@ -157,7 +173,7 @@ class _Generation:
         try:
             return await asker.ask(request, lane)
         except RejectedError:
-            if not self.recipe.generation.logprobs:
+            if not self.wire.generation.logprobs:
                 raise
         lane.gives_token_ids = False
         try:
@@ -167,8 +183,8 @@ class _Generation:
             raise
 
     def _demand_logprobs(self, lane: Lane, reply: Reply) -> None:
-        generation, selection = self.recipe.generation, self.recipe.selection
-        if generation.logprobs and selection.needs_logprobs and not reply.logprobs:
+        wanted = self.wire.generation.logprobs and self.wire.role == "teacher"
+        if wanted and self.recipe.selection.needs_logprobs and not reply.logprobs:
             raise EndpointError(
                 f"{lane.endpoint.url} gives no logprobs, and this recipe selects by divergence, which needs them. "
                 "One reply was paid and is kept. Serve the model where logprobs are given (builder probe shows), or "

@@ -14,12 +14,11 @@ def copy_recipe(folder: Path, name: str) -> list[Path]:
         raise UsageError(f"{folder} is not empty; builder init never writes over files. Choose a new folder.")
     source = find_recipe(name)
     recipe = load_recipe(source)
-    plan = plan_selection(recipe, source.parent)
+    plan = plan_selection(recipe, source.parent, mixed=recipe.mixed_policy is not None)
     folder.mkdir(parents=True, exist_ok=True)
     copied = [Path(shutil.copy(source, folder / source.name))]
-    for kind, files in (("rules", plan.rules), ("selectors", (plan.selector,))):
-        for file in files:
-            target = folder / "sql" / kind / file.path.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            copied.append(Path(shutil.copy(file.path, target)))
+    for file in plan.files:
+        target = folder / "sql" / file.kind / file.path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copied.append(Path(shutil.copy(file.path, target)))
     return copied

@@ -43,6 +43,11 @@ create table if not exists replies (
     latency_s real not null,
     body blob not null
 );
+create table if not exists prefixes (
+    request_key text primary key,
+    response_id text not null,
+    prefix text not null
+);
 create index if not exists attempts_by_key on attempts (request_key);
 insert or ignore into meta (name, value) values ('format', '1');
 """
@@ -53,7 +58,10 @@ REPLY, RETRYABLE, FATAL, FAILED = "reply", "retryable", "fatal", "failed"
 
 @dataclass(frozen=True)
 class Attempt:
-    """One request as it goes out. `request_key` is its identity, see `identity.request_key`."""
+    """One request as it goes out. `request_key` is its identity, see `identity.request_key`.
+
+    `prefix` is the text that the reply goes on from, the beginning of reply `prefix_response_id`.
+    """
 
     model: str
     revision: str | None
@@ -65,6 +73,8 @@ class Attempt:
     seed: int | None
     max_tokens: int
     endpoint: str
+    prefix_response_id: str | None = None
+    prefix: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,8 +111,9 @@ def bodies(path: Path, *, outcome: str | None, skip: Container[str] = ()) -> Ite
     with _reading(path) as connection:
         rows = connection.execute(
             "select a.attempt_id, received_at, latency_s, detail, model, revision, request_key, prompt_id, role,"
-            " temperature, sample_index, seed, max_tokens, endpoint"
-            " from attempts a join replies r using (attempt_id) where a.outcome is ? order by a.attempt_id",
+            " temperature, sample_index, seed, max_tokens, endpoint, response_id, prefix"
+            " from attempts a join replies r using (attempt_id) left join prefixes using (request_key)"
+            " where a.outcome is ? order by a.attempt_id",
             (outcome,),
         )
         for attempt_id, received, latency, finish, *fields in rows:

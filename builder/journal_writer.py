@@ -82,6 +82,11 @@ class Journal:
                     time.time(),
                 ),
             )
+            if attempt.prefix is not None:
+                connection.execute(
+                    "insert or ignore into prefixes (request_key, response_id, prefix) values (?, ?, ?)",
+                    (attempt.request_key, attempt.prefix_response_id, attempt.prefix),
+                )
             return int(cursor.lastrowid or 0)
 
         return self._submit(insert)

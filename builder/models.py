@@ -27,6 +27,16 @@ def model_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def weights_sha256(folder: Path) -> str:
+    """What `sha256sum *.safetensors | sha256sum` prints in that folder: the trainer's name for weights alone."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UsageError(f"{folder} holds no *.safetensors, so it cannot be used as a checkpoint.")
+    stats = [(path, path.stat()) for path in files]
+    lines = [f"{_file_sha256(path.resolve(), stat.st_size, stat.st_mtime_ns)}  {path.name}\n" for path, stat in stats]
+    return sha256_hex("".join(lines))
+
+
 @lru_cache(maxsize=1024)
 def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
     """Hash of a file, read once while it stays as it is: several steps of one command ask for the same weights."""
@@ -60,15 +70,22 @@ def student_id(student: Student) -> str:
 
 def tokenizer_json(teacher: Teacher) -> str | None:
     """The teacher's `tokenizer.json`, from a folder or the Hub; None where there is none to be had."""
-    name = teacher.tokenizer or teacher.model
-    path = Path(name) / "tokenizer.json"
-    if not path.is_file():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    folder = tokenizer_folder(teacher)
+    path = folder / "tokenizer.json" if folder else None
+    return path.read_text(encoding="utf-8") if path and path.is_file() else None
 
-        try:
-            revision = teacher.revision if teacher.tokenizer in (None, teacher.model) else None
-            path = Path(hf_hub_download(name, "tokenizer.json", revision=revision))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
-            return None
-    return path.read_text(encoding="utf-8")
+
+def tokenizer_folder(teacher: Teacher) -> Path | None:
+    """A folder with the files of the teacher's tokenizer and chat template; None where they are not to be had."""
+    name = teacher.tokenizer or teacher.model
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    revision = teacher.revision if teacher.tokenizer in (None, teacher.model) else None
+    patterns = ["*token*.json", "chat_template*", "*.jinja", "config.json", "*.model", "vocab*", "merges.txt"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        return None

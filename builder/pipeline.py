@@ -5,15 +5,19 @@ from pathlib import Path
 
 from builder.config import Recipe
 from builder.console import Reporter
+from builder.continuation import continuing
 from builder.errors import EndpointError, ScoreError
-from builder.generate import MAX_TRIES, Tally, generate
+from builder.generate import MAX_TRIES, Tally, generate, send
+from builder.mix import MixResult, open_checkpoint, prepare, served
 from builder.prompts import Prompts, load_prompts, write_prompts
 from builder.release import Release, release
+from builder.requests import Request
 from builder.score import ScoreResult, score
 from builder.selection import SelectionResult, select
-from builder.show import note, show_generated, show_released, show_scored, show_selected, show_verified
+from builder.show import note, show_generated, show_mixed, show_released, show_scored, show_selected, show_verified
 from builder.store import Run
 from builder.verify import VerifyResult, verify
+from builder.wire import Wire
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,11 @@ class Steps:
             )
         show_generated(self.reporter, prompts, tally)
         self.run.event("generate", asdict(tally))
+        self._settle(tally, strict=strict)
+        return prompts, tally
+
+    def _settle(self, tally: Tally, *, strict: bool) -> None:
+        """Raise KeyboardInterrupt when interrupted, EndpointError for missing replies; warn where that is final."""
         if tally.stopped:
             raise KeyboardInterrupt
         missing = (
@@ -63,7 +72,45 @@ class Steps:
             raise EndpointError(f"{missing}; rerun to ask for the rest.")
         if tally.set_aside:
             self.reporter.warn(f"{missing}. The others go on; builder status names the errors.")
-        return prompts, tally
+
+    def mix(self, student: Path, endpoint: str | None = None) -> MixResult:
+        """Roll out the checkpoint in folder `student`, let the teacher finish, judge and select the result.
+
+        Raises MixError where there is nothing to be had; the teacher's ability to go on is tried before anything else.
+        """
+        policy = self.recipe.require_mixed_policy()
+        checkpoint = open_checkpoint(self.recipe, student)
+        select(self.run, self.recipe, recipe_dir=self.recipe_dir)
+        teacher = continuing(self.recipe, policy)
+        mixing, result = prepare(self.run, self.recipe, policy, checkpoint, teacher)
+        with served(checkpoint, endpoint, mixing.questions[0]) as (url, name):
+            self._send("rollouts", mixing.student_wire(url, name), mixing.rollout_requests())
+        if "wrong" in policy.keep:
+            verify(self.run, shard=self.shard[0])
+        rows = mixing.rows()
+        self._send("continuations", teacher.wire, mixing.continuation_requests(rows))
+        mixing.finish(rows)
+        result.count(self.run)
+        show_mixed(self.reporter, result)
+        self.run.event("mix", asdict(result) | {"student": checkpoint.revision})
+        self.score()
+        self.verify()
+        self.select()
+        return result
+
+    def _send(self, what: str, wire: Wire, requests: list[Request]) -> Tally:
+        """Send what is not stored, with progress. Raises as `_settle`."""
+        with self.reporter.progress(what, len(requests)) as meter:
+            tally = send(
+                self.run,
+                self.recipe,
+                wire,
+                requests,
+                len(requests),
+                progress=lambda now: meter.update(now.done, len(requests), note(now)),
+            )
+        self._settle(tally, strict=False)
+        return tally
 
     def score(self) -> ScoreResult:
         """Score what this student has not scored. Raises ScoreError when nothing can be and the selection needs it."""

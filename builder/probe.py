@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from builder.client import Client, RefusedError, RejectedError
-from builder.config import Endpoint
+from builder.config import Endpoint, Generation, Teacher
+from builder.continuation import ThinkTagPrefill, prompt_tokens_of, try_continuation
 from builder.errors import BuilderError, EndpointError, FatalReply
 from builder.reply import Reply, parse_reply
 from builder.text import canonical_text
@@ -46,12 +47,14 @@ class ProbeResult:
         """Steps with the reason for or against each."""
         aligned = self.works("logprobs cover the text")
         rescoring = self.works("prompt logprobs")
+        ids = self.works("completions from token ids")
         return [
             Finding("generate", self.works("chat"), "needs chat completions"),
             Finding("score (divergence)", aligned, "needs a logprob for every token of reasoning and answer"),
             Finding("select by random, longest", self.works("chat"), "needs replies only"),
             Finding("score another model's text here", rescoring, "needs prompt logprobs"),
-            Finding("mix (continue a prefix)", self.works("continues a prefix"), "needs continue_final_message"),
+            Finding("mix, teachers with think tags", self.works("continues a prefix") or ids, "needs either of them"),
+            Finding("mix, gpt-oss (harmony)", ids, "needs completions from token ids"),
         ]
 
 
@@ -72,13 +75,13 @@ async def _probe(endpoint: Endpoint, model: str | None) -> ProbeResult:
         name = model or names[0]
         result = ProbeResult(endpoint.url, name)
         asker = _Asker(client, name)
-        reply = await _chat(asker, result)
-        if reply is not None:
+        if await _chat(asker, result):
             await _logprobs(asker, result)
             await _checked(result, "same seed, same reply", lambda: _seeds(asker))
             await _checked(result, "temperature leaves logprobs alone", lambda: _raw_logprobs(asker))
             await _checked(result, "prompt logprobs", lambda: _prompt_logprobs(asker))
-            await _checked(result, "continues a prefix", lambda: _continuation(asker, reply))
+            await _checked(result, "continues a prefix", lambda: _continuation(asker))
+            await _checked(result, "completions from token ids", lambda: _token_ids_in(asker))
     return result
 
 
@@ -125,12 +128,12 @@ async def _checked(result: ProbeResult, name: str, look: Callable[[], Awaitable[
         result.findings.append(Finding(name, False, str(error)))
 
 
-async def _chat(asker: _Asker, result: ProbeResult) -> Reply | None:
+async def _chat(asker: _Asker, result: ProbeResult) -> bool:
     try:
         reply = await asker.reply()
     except BuilderError as error:
         result.findings.append(Finding("chat", False, str(error)))
-        return None
+        return False
     result.findings.append(Finding("chat", True, f"finish_reason {reply.finish_reason}"))
     kind = {"field": "in a field of its own", "none": "none in the reply"}.get(
         reply.reasoning_format, "inside the text"
@@ -138,7 +141,7 @@ async def _chat(asker: _Asker, result: ProbeResult) -> Reply | None:
     result.findings.append(Finding("reasoning", reply.reasoning is not None, kind))
     counted = reply.prompt_tokens is not None and reply.completion_tokens is not None
     result.findings.append(Finding("usage", counted, f"{reply.prompt_tokens} + {reply.completion_tokens} tokens"))
-    return reply
+    return True
 
 
 async def _logprobs(asker: _Asker, result: ProbeResult) -> None:
@@ -199,17 +202,15 @@ async def _prompt_logprobs(asker: _Asker) -> Finding:
     return Finding("prompt logprobs", len(values) > 1, f"{len(values)} positions")
 
 
-async def _continuation(asker: _Asker, reply: Reply) -> Finding:
-    """Give the first half of the model's own greedy reply; a real continuation ends as that reply does."""
-    text = canonical_text(reply.reasoning, reply.answer)
-    words = text.split(" ")
-    prefix = " ".join(words[: max(1, len(words) // 2)])
-    content = f"<think>\n{prefix}" if reply.reasoning is not None else prefix
-    messages = [*_QUESTION, {"role": "assistant", "content": content}]
-    body = await asker.plain(messages=messages, continue_final_message=True, add_generation_prompt=False)
-    tokens = (body.get("usage") or {}).get("prompt_tokens")
-    closed = await asker.plain(messages=messages, max_tokens=1)
-    others = (closed.get("usage") or {}).get("prompt_tokens")
-    # A server that ignores the flag closes the message and opens a new turn, which costs more prompt tokens.
-    works = tokens is not None and others is not None and tokens < others
-    return Finding("continues a prefix", works, f"{tokens} prompt tokens against {others} without the flag")
+async def _continuation(asker: _Asker) -> Finding:
+    """Whether the last assistant message can be left open; what was seen names answers apart from thinking."""
+    wire = ThinkTagPrefill(Teacher(model=asker.model), Generation())
+    thinking, _, seen = await try_continuation(asker.client, asker.client.lanes[0], wire)
+    return Finding("continues a prefix", thinking, seen)
+
+
+async def _token_ids_in(asker: _Asker) -> Finding:
+    """Whether raw completions take a prompt of token ids; few ids, which every vocabulary has."""
+    body = await asker.client.post("/completions", {"model": asker.model, "prompt": [20, 21, 22], "max_tokens": 1})
+    counted = prompt_tokens_of(body)
+    return Finding("completions from token ids", counted == 3, f"{counted} prompt tokens for 3 ids")

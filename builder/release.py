@@ -25,6 +25,7 @@ from builder.release_files import file_entry, put_config, put_text, sync_folders
 from builder.release_rows import candidate_rows, fit, stage_rows, unplaced
 from builder.resources import resource
 from builder.selection import SelectionResult, plan_selection
+from builder.stages import is_mixed
 from builder.store import Run, sync_directory
 
 FORMAT: Final = 1
@@ -108,16 +109,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _sql_texts(run: Run, recipe: Recipe, selected: SelectionResult, recipe_dir: Path | None) -> dict[str, str]:
-    """The rules and the selector that made the selection, by their path below `.builder/`."""
-    plan = plan_selection(recipe, recipe_dir)
+    """Every file that made the selection, by its path below `.builder/`."""
+    plan = plan_selection(recipe, recipe_dir, mixed=is_mixed(run, recipe))
     made = {plan.selection_id, *run.ids("selection", "selection_id")}
     if made != {selected.selection_id}:
         raise ReleaseError(
             f"Selection {selected.selection_id} is not the one of the table and of today's recipe and SQL "
             f"({', '.join(sorted(made))}). A release names the SQL that made its rows; run builder select again."
         )
-    texts = {f"sql/rules/{rule.name}.sql": rule.text for rule in plan.rules}
-    return texts | {f"sql/selectors/{plan.selector.name}.sql": plan.selector.text}
+    return {f"sql/{file.kind}/{file.name}.sql": file.text for file in plan.files}
 
 
 def _write_configs(work: Path, run: Run, recipe: Recipe, parent: Release | None) -> tuple[list[dict[str, Any]], bool]:
@@ -234,7 +234,7 @@ def _manifest(
             {"rule": row.rule_name, "breaks": row.breaks, "breaks_alone": row.breaks_alone, "tokens": row.tokens}
             for row in selected.funnel
         ],
-        "rollout": None,
+        "rollout": rollout(run) if is_mixed(run, recipe) else None,
         "files": [file_entry(work, path) for path in sorted(work.rglob("*")) if path.is_file()],
         "schedule": schedule,
         "calls": calls(run),
@@ -245,10 +245,15 @@ def _manifest(
 def build_id(run: Run, recipe: Recipe, sql_hashes: Mapping[str, str]) -> str:
     """64 hex digits of what decides the output: rows of the input tables, the recipe, the SQL."""
     tables = {}
-    for name in ("prompts", "responses", "scores", "verdicts", "features"):
+    for name in ("prompts", "responses", "scores", "verdicts", "features", "rollouts"):
         frame = run.read(name)
         tables[name] = rowset_hash(frame, run.content_columns(name))
     return sha256_hex(canonical_json({"tables": tables, "recipe": recipe.decisive(), "sql": dict(sql_hashes)}))
+
+
+def rollout(run: Run) -> dict[str, str | None]:
+    """The checkpoint that began the mixed rows: its weights, and what they were trained from and on."""
+    return run.read("rollouts", ["base", "dataset", "stage", "weights_sha256"]).row(0, named=True)
 
 
 def prompt_sources(run: Run) -> list[dict[str, Any]]:
@@ -261,10 +266,12 @@ def prompt_sources(run: Run) -> list[dict[str, Any]]:
 def calls(run: Run) -> dict[str, float | None]:
     """What was asked and paid, counted from the journal and the replies."""
     attempts = journal.counts(run.journal_dir)
+    paid = pl.col("role").is_in(["teacher", "mixed", "rewrite", "judge"])
     total = run.scan("responses").select(
-        pl.len().alias("replies"),
-        pl.col("prompt_tokens").sum(),
-        pl.col("completion_tokens").sum(),
+        paid.sum().alias("replies"),
+        (pl.col("role") == "student").sum().alias("rollouts"),
+        pl.col("prompt_tokens").filter(paid).sum(),
+        pl.col("completion_tokens").filter(paid).sum(),
         pl.col("cost_usd").sum().alias("cost_usd"),
         pl.col("cost_usd").is_null().all().alias("unpriced"),
     )
@@ -273,6 +280,7 @@ def calls(run: Run) -> dict[str, float | None]:
         "attempts": sum(attempts.values()),
         "maybe_billed": attempts.get("maybe_billed", 0),
         "replies": row["replies"],
+        "rollouts": row["rollouts"],
         "prompt_tokens": row["prompt_tokens"],
         "completion_tokens": row["completion_tokens"],
         "cost_usd": None if row["unpriced"] else row["cost_usd"],

@@ -9,24 +9,19 @@ from builder.config import Recipe, Stage
 from builder.errors import ReleaseError
 from builder.models import student_id
 from builder.schema import FEATURES, MARGINS, RELEASE_CANDIDATES, RELEASE_KINDS, SCORES
+from builder.stages import stages_of
 from builder.store import Run
 from builder.student import student_messages
 from builder.text import completion_text
 
-DEFAULT_STAGE = "train"
 _MARGIN = 0.1
 _CHUNK_BYTES = 256_000_000
-
-
-def stages_of(recipe: Recipe) -> dict[str, Stage]:
-    """The recipe's stages; one named `train` with everything where it names none."""
-    return recipe.stages or {DEFAULT_STAGE: Stage()}
 
 
 def stage_rows(run: Run, recipe: Recipe) -> Iterator[tuple[str, Stage, pa.Table]]:
     """Each stage with its rows, in training order."""
     builders = {"sft": _sft_rows, "grpo": _grpo_rows, "reward": _reward_rows}
-    for name, stage in stages_of(recipe).items():
+    for name, stage in stages_of(run, recipe).items():
         chosen = run.scan("selection").filter(pl.col("stage") == name).select("grain_id", "position").collect()
         yield name, stage, builders[stage.kind](run, recipe, chosen)
 
@@ -60,12 +55,16 @@ def _prompts(run: Run, recipe: Recipe) -> pl.LazyFrame:
 
 def _sft_rows(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pa.Table:
     replies = run.scan("responses").filter(pl.col("role").is_in(["teacher", "mixed", "rewrite"]))
-    candidates = replies.group_by("prompt_id", "temperature").len("n_candidates")
+    alike = ["prompt_id", "temperature", "role"]
+    candidates = replies.group_by(alike).len("n_candidates")
+    rollouts = run.scan("responses").filter(pl.col("role") == "student")
+    writers = rollouts.select(prefix_response_id="response_id", student_revision="model_revision")
     frame = (
         chosen.lazy()
         .rename({"grain_id": "response_id"})
         .join(replies, on="response_id", how="left")
-        .join(candidates, on=["prompt_id", "temperature"], how="left")
+        .join(candidates, on=alike, how="left")
+        .join(writers, on="prefix_response_id", how="left")
         .join(_prompts(run, recipe), on="prompt_id", how="left")
         .join(_scores(run, recipe), on="response_id", how="left")
         .with_columns(
@@ -130,7 +129,7 @@ def candidate_rows(run: Run, recipe: Recipe) -> pa.Table:
         .filter(pl.col("role").is_in(["teacher", "mixed", "rewrite"]))
         .join(_prompts(run, recipe).drop("language"), on="prompt_id", how="inner")
         .join(scores.rename({"status": "score_status"}), on="response_id", how="left")
-        .join(_verdicts(run), on="response_id", how="left")
+        .join(deciding_verdicts(run), on="response_id", how="left")
         .join(features, on="response_id", how="left")
         .join(broken, on="response_id", how="left")
         .with_columns(pl.col("rejected_by").fill_null([]), _label("model"))
@@ -140,7 +139,7 @@ def candidate_rows(run: Run, recipe: Recipe) -> pa.Table:
     return _cast(frame, RELEASE_CANDIDATES)
 
 
-def _verdicts(run: Run) -> pl.LazyFrame:
+def deciding_verdicts(run: Run) -> pl.LazyFrame:
     """The verdict that decides each reply, as in `stg_verdicts`: that of the prompt's verifier, else the strictest."""
     prompts = run.scan("prompts").select("prompt_id", named="verifier")
     replies = run.scan("responses").select("response_id", "prompt_id").join(prompts, on="prompt_id", how="left")

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
@@ -16,17 +16,23 @@ _BROKEN_OFF: Final = frozenset({"abort", "error", "insufficient_system_resource"
 """finish_reason of a server that gave up in the middle (vLLM, OpenRouter, DeepSeek): no end of its own, no limit."""
 
 
-class _TokenLogprob(msgspec.Struct):
+class TokenLogprob(msgspec.Struct):
+    """One token as the endpoint names it, with its logprob in nats."""
+
     token: str = ""
     logprob: float | None = None
     bytes: list[int] | None = None
 
 
-class _Logprobs(msgspec.Struct):
-    content: list[_TokenLogprob] | None = None
+class Logprobs(msgspec.Struct):
+    """Logprobs of a choice, token by token."""
+
+    content: list[TokenLogprob] | None = None
 
 
-class _Message(msgspec.Struct):
+class Message(msgspec.Struct):
+    """The assistant message in the fields that servers use."""
+
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
@@ -34,22 +40,31 @@ class _Message(msgspec.Struct):
     function_call: Any = None
     refusal: str | None = None
 
+    @property
+    def thinking(self) -> str | None:
+        """The reasoning field under its name of today or of before."""
+        return self.reasoning if self.reasoning is not None else self.reasoning_content
 
-class _Choice(msgspec.Struct):
-    message: _Message
+
+class Choice(msgspec.Struct):
+    """One choice of a chat completion. Text completions are read into it too, their text as content."""
+
+    message: Message
     finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
+    logprobs: Logprobs | None = None
     token_ids: list[int] | None = None
 
 
-class _Usage(msgspec.Struct):
+class Usage(msgspec.Struct):
+    """Tokens by the endpoint's count."""
+
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
 
 class _Body(msgspec.Struct):
-    choices: list[_Choice] | None = None
-    usage: _Usage | None = None
+    choices: list[Choice] | None = None
+    usage: Usage | None = None
     error: Any = None
 
 
@@ -76,43 +91,57 @@ _decoder = msgspec.json.Decoder(_Body)
 
 def parse_reply(body: bytes) -> Reply:
     """The reply in a body of status 200. Raises EndpointError (worth another try) or FatalReply (not worth one)."""
-    parsed = _decode(body)
-    if parsed.error is not None and not parsed.choices:
-        raise EndpointError(f"the endpoint answered 200 with an error inside: {_short(parsed.error)}")
-    if not parsed.choices:
-        raise EndpointError(f"the endpoint answered 200 without choices: {_short(body[:200].decode(errors='replace'))}")
-    if len(parsed.choices) > 1:
-        raise FatalReply(f"the endpoint gave {len(parsed.choices)} choices where one was asked (is `n` in extra_body?)")
-    choice = parsed.choices[0]
+    choice, usage = choice_of(body)
     message = choice.message
-    content, replaced_content = _clean(message.content or message.refusal)
-    thinking, replaced_thinking = _clean(
-        message.reasoning if message.reasoning is not None else message.reasoning_content
-    )
+    content, replaced_content = clean(message.content or message.refusal)
+    thinking, replaced_thinking = clean(message.thinking)
     if thinking and thinking.strip():
         reasoning: str | None = _without_tags(thinking)
         answer, form = (content or "").strip() or None, "field"
     else:
         reasoning, answer, form = split_reasoning(content or "")
-    calls = len(message.tool_calls or []) + (message.function_call is not None)
-    finish = _clean(choice.finish_reason)[0]
-    if finish in _BROKEN_OFF:
-        raise EndpointError(f"the endpoint broke the reply off (finish_reason {finish})")
-    if reasoning is None and answer is None and not calls and finish != "length":
-        if finish == "content_filter":
+    reply = bare_reply(choice, usage)
+    if reasoning is None and answer is None and not reply.tool_calls and reply.finish_reason != "length":
+        if reply.finish_reason == "content_filter":
             raise FatalReply("the endpoint's content filter left nothing of the reply")
         raise EmptyReply("the endpoint answered 200 with an empty reply")
+    replaced = replaced_content + replaced_thinking
+    return replace(reply, reasoning=reasoning, answer=answer, reasoning_format=form, replaced_characters=replaced)
+
+
+def choice_of(body: bytes) -> tuple[Choice, Usage]:
+    """The one choice of a body and its token counts. Raises as `parse_reply`."""
+    parsed = _decode(body)
+    if parsed.error is not None and not parsed.choices:
+        raise EndpointError(f"the endpoint answered 200 with an error inside: {short(parsed.error)}")
+    if not parsed.choices:
+        raise EndpointError(f"the endpoint answered 200 without choices: {short(body[:200].decode(errors='replace'))}")
+    if len(parsed.choices) > 1:
+        raise FatalReply(f"the endpoint gave {len(parsed.choices)} choices where one was asked (is `n` in extra_body?)")
+    choice = parsed.choices[0]
+    refuse_broken_off(choice.finish_reason)
+    return choice, parsed.usage or Usage()
+
+
+def refuse_broken_off(finish_reason: str | None) -> None:
+    """Raise EndpointError for a reply whose server gave up in the middle."""
+    if finish_reason in _BROKEN_OFF:
+        raise EndpointError(f"the endpoint broke the reply off (finish_reason {finish_reason})")
+
+
+def bare_reply(choice: Choice, usage: Usage) -> Reply:
+    """All of a reply but its texts."""
+    message = choice.message
     pieces, logprobs, nonfinite = _tokens(choice.logprobs)
-    usage = parsed.usage or _Usage()
     return Reply(
-        reasoning=reasoning,
-        answer=answer,
-        reasoning_format=form,
-        finish_reason=finish,
+        reasoning=None,
+        answer=None,
+        reasoning_format="none",
+        finish_reason=clean(choice.finish_reason)[0],
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens if usage.completion_tokens is not None else (len(pieces) or None),
-        tool_calls=calls,
-        replaced_characters=replaced_content + replaced_thinking,
+        tool_calls=len(message.tool_calls or []) + (message.function_call is not None),
+        replaced_characters=0,
         token_ids=choice.token_ids or _named_ids(choice.logprobs),
         pieces=pieces,
         logprobs=logprobs,
@@ -126,7 +155,7 @@ def _decode(body: bytes) -> _Body:
         return _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass
-    start = _short(body[:200].decode(errors="replace"))
+    start = short(body[:200].decode(errors="replace"))
     try:
         plain = json.loads(body.decode("utf-8", errors="replace"))
     except (ValueError, RecursionError) as error:
@@ -139,7 +168,7 @@ def _decode(body: bytes) -> _Body:
         raise EndpointError(f"the endpoint answered 200 with a body that is no reply ({error}): {start}") from None
 
 
-def _clean(text: str | None) -> tuple[str | None, int]:
+def clean(text: str | None) -> tuple[str | None, int]:
     """Text without lone surrogates, which Arrow and UTF-8 cannot hold, and how many were replaced by U+FFFD."""
     if text is None or text.isascii():
         return text, 0
@@ -153,7 +182,7 @@ def _without_tags(thinking: str) -> str | None:
     return inner or None
 
 
-def _tokens(logprobs: _Logprobs | None) -> tuple[list[bytes], list[float | None], int]:
+def _tokens(logprobs: Logprobs | None) -> tuple[list[bytes], list[float | None], int]:
     """Bytes and logprobs of the tokens, and how many logprobs were not finite or the sentinel for missing."""
     entries = (logprobs.content if logprobs else None) or []
     pieces: list[bytes] = []
@@ -173,14 +202,15 @@ def _tokens(logprobs: _Logprobs | None) -> tuple[list[bytes], list[float | None]
     return pieces, values, nonfinite
 
 
-def _named_ids(logprobs: _Logprobs | None) -> list[int]:
+def _named_ids(logprobs: Logprobs | None) -> list[int]:
     """Ids from `token_id:N` names (vLLM's return_tokens_as_token_ids); empty unless every token has one."""
     entries = (logprobs.content if logprobs else None) or []
     names = [entry.token.removeprefix("token_id:") for entry in entries if entry.token.startswith("token_id:")]
     return [int(name) for name in names] if len(names) == len(entries) and all(map(str.isdecimal, names)) else []
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """At most 200 characters of a value, for messages."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    text = _clean(text)[0] or ""
+    text = clean(text)[0] or ""
     return text if len(text) <= 200 else text[:197] + "..."

@@ -11,7 +11,11 @@ from builder.prompts import Prompts
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request of one choice. `key` is its identity; `messages` are what is sent."""
+    """One request of one choice. `key` is its identity; `messages` are what is sent.
+
+    With a `prefix` the reply goes on where that text ends: the beginning of reply `prefix_response_id`, in the form in
+    which a release writes completions.
+    """
 
     key: str
     prompt_id: str
@@ -19,6 +23,9 @@ class Request:
     temperature: float
     sample_index: int
     seed: int
+    max_tokens: int
+    prefix: str | None = None
+    prefix_response_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ def requests(recipe: Recipe, prompts: Prompts, *, shard: tuple[int, int] = (0, 1
                     seed=seed,
                     sample_index=sample_index,
                 )
-                yield Request(key, prompt, messages, temperature, sample_index, seed)
+                yield Request(key, prompt, messages, temperature, sample_index, seed, generation.max_tokens)
 
 
 def total(recipe: Recipe, prompts: Prompts, *, shard: tuple[int, int] = (0, 1)) -> int:
@@ -85,16 +92,15 @@ def _in_shard(prompt: str, shard: tuple[int, int]) -> bool:
     return count == 1 or int(prompt[:8], 16) % count == index
 
 
-def satisfied(stored: dict[bytes, int], key: str, max_tokens: int) -> bool:
+def satisfied(stored: dict[bytes, int], request: Request) -> bool:
     """Whether a stored reply answers the request: it stopped by itself, or was cut at no smaller limit."""
-    cut = stored.get(bytes.fromhex(key))
-    return cut is not None and (cut == -1 or cut >= max_tokens)
+    cut = stored.get(bytes.fromhex(request.key))
+    return cut is not None and (cut == -1 or cut >= request.max_tokens)
 
 
 def need(recipe: Recipe, prompts: Prompts, stored: dict[bytes, int], *, shard: tuple[int, int] = (0, 1)) -> Need:
     """Requests in all and those paid for. Without anything stored no key is computed: plans of millions stay quick."""
     if not stored:
         return Need(total(recipe, prompts, shard=shard), 0)
-    limit = recipe.generation.max_tokens
-    paid = sum(satisfied(stored, request.key, limit) for request in requests(recipe, prompts, shard=shard))
+    paid = sum(satisfied(stored, request) for request in requests(recipe, prompts, shard=shard))
     return Need(total(recipe, prompts, shard=shard), paid)

@@ -18,7 +18,9 @@ SCORE_STATUSES: Final = (
     "align_error",
     "too_few_tokens",
     "student_cannot_render",
+    "no_student_logprobs",
 )
+ROLLOUT_OUTCOMES: Final = ("cut", "not_kept", "no_edge", "teacher_cannot_continue")
 VERDICTS: Final = ("correct", "wrong", "unscorable", "timeout", "error")
 REASONING_FORMATS: Final = ("field", "tags", "prefilled", "unclosed", "none")
 
@@ -336,6 +338,31 @@ PAIRS: Final = Table(
     ),
 )
 
+ROLLOUTS: Final = Table(
+    "rollouts",
+    "rollout of the latest mix",
+    ("response_id",),
+    pa.schema(
+        [
+            _key("response_id", "the rollout: a reply of role student"),
+            _PROMPT_ID,
+            _key("reference_id", "the selected reply to the same prompt, whose length caps the rollout"),
+            _column("student_revision", pa.string(), "hash of the checkpoint's weights, configuration and tokenizer"),
+            _column("weights_sha256", pa.string(), "hash of its *.safetensors, as in training.json", null=False),
+            _column("base", pa.string(), "what it was trained from: org/name@commit, or weights_sha256 of a folder"),
+            _column("dataset", pa.string(), "build_id of the release that it was trained on"),
+            _column("stage", pa.string(), "stage of that release that ended with it"),
+            _column("length_cap", pa.int32(), "limit of the rollout, student tokens", null=False),
+            _column("student_tokens", pa.int32(), "its length, student tokens", null=False),
+            _column("hit_cap", pa.bool_(), "whether it was still going on at the cap", null=False),
+            _column("outcome", pa.string(), " | ".join(ROLLOUT_OUTCOMES), null=False),
+            _column("cut_chars", pa.int32(), "characters of its completion that were kept; null where it was not cut"),
+            _column("cut_share", pa.float64(), "student tokens kept / student tokens; null where it was not cut"),
+            _column("continuation_id", pa.string(), "the reply of role mixed that goes on from there; null: none"),
+        ]
+    ),
+)
+
 TABLES: Final = {
     table.name: table
     for table in (
@@ -349,6 +376,7 @@ TABLES: Final = {
         REJECTIONS,
         SELECTION,
         PAIRS,
+        ROLLOUTS,
     )
 }
 
@@ -380,6 +408,7 @@ RELEASE_SFT: Final = pa.schema(
         _column("mean_delta", pa.float64(), "mean p_teacher − p_student; null where not scored"),
         _column("student_tokens", pa.int32(), "student tokens of the rendered row; null where not scored"),
         _column("prefix_chars", pa.int32(), "characters of the completion that the student wrote", null=False),
+        _column("student_revision", pa.string(), "hash of the checkpoint that wrote them; null where there are none"),
         _column("source", pa.string(), "first source of the prompt"),
         _column("source_license", pa.string(), "licence of that source as declared"),
     ]

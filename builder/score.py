@@ -1,7 +1,7 @@
 """responses → scores: teacher logprobs from the reply, student logprobs from one pass, divergence by sentence."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -10,13 +10,15 @@ from typing import Any, Final, Protocol
 import numpy as np
 import polars as pl
 
-from builder.config import Recipe, Teacher
+from builder.config import Recipe, Student, Teacher
 from builder.divergence import Divergence, divergence
+from builder.endpoint_student import EndpointStudent
+from builder.errors import ScoreError
 from builder.identity import Message
 from builder.models import student_id, tokenizer_json
 from builder.reply import MISSING_LOGPROB
 from builder.store import Run, columns_table
-from builder.student import CannotRender, LocalStudent, Rendered
+from builder.student import CannotRender, LocalStudent, NoLogprobs, Rendered
 from builder.text import canonical_text, sentence_byte_ends
 from builder.tokens import AlignError, align, sentence_of_tokens, token_bytes
 
@@ -40,8 +42,8 @@ class StudentModel(Protocol):
     def render(self, messages: list[Message], reasoning: str | None, answer: str | None) -> Rendered:
         """The reply in the student's tokens; raises CannotRender."""
 
-    def logprobs(self, rows: list[Rendered]) -> list[np.ndarray]:
-        """Logprobs of the completion tokens of each row, nats."""
+    def logprobs(self, rows: list[Rendered]) -> Sequence[np.ndarray | NoLogprobs]:
+        """Logprobs of the completion tokens of each row, nats, or why it has none."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class _Candidate:
     teacher_end: np.ndarray | None = None
     rendered: Rendered | None = None
     student_end: np.ndarray | None = None
+    left: str | None = None
+    """Why it waits for another call: nothing is known about it yet, so nothing is written."""
 
     def fail(self, status: str, detail: str) -> None:
         """Name the first thing that is wrong; later ones do not hide it."""
@@ -89,32 +93,51 @@ def score(
 ) -> ScoreResult:
     """Score every reply that this student has no score for; parts appear chunk by chunk, so a rerun goes on.
 
-    Raises ScoreError when the student cannot be loaded. What cannot be scored gets a named status, never a number.
+    Raises ScoreError when the student cannot be loaded, or its endpoint goes away; what is scored by then is kept.
+    What cannot be scored gets a named status, never a number.
     """
     identity = student_id(recipe.require_student())
     missing = _missing(run, identity)
     if missing.height:
-        student = student or LocalStudent(recipe.require_student())
+        student = student or _loaded(recipe.require_student())
         pieces = cache(partial(_teacher_bytes, recipe.require_teacher()))
         prompts = {row["prompt_id"]: row["messages"] for row in run.read("prompts").iter_rows(named=True)}
-        known = run.scan("sentences").filter(pl.col("student_id") == identity).select("response_id").collect()
-        written = set(known["response_id"].to_list())  # by a call that ended before it wrote their scores
+        stored = run.scan("sentences").filter(pl.col("student_id") == identity).select("response_id").collect()
+        written = set(stored["response_id"].to_list())  # by a call that ended before it wrote their scores
         done = 0
         for chunk in _chunks(run, missing):
             candidates = [_candidate(row, pieces, student, prompts) for row in chunk.iter_rows(named=True)]
-            _write(run, identity, candidates, _diverge(student, candidates), written, shard)
-            done += len(candidates)
+            found = _diverge(student, candidates)
+            known = [candidate for candidate in candidates if candidate.left is None]
+            _write(run, identity, known, found, written, shard)
+            done += len(known)
             if progress:
                 progress(done, missing.height)
+            _go_on(candidates, done, missing.height)
     of_student = run.scan("scores").filter(pl.col("student_id") == identity)
-    found = of_student.group_by("status", "status_detail").len().sort("len", "status_detail").collect()
+    counted = of_student.group_by("status", "status_detail").len().sort("len", "status_detail").collect()
     statuses: Counter[str] = Counter()
     reasons: dict[str, str] = {}
-    for status, detail, number in found.iter_rows():
+    for status, detail, number in counted.iter_rows():
         statuses[status] += number
         if detail is not None:
             reasons[status] = detail
     return ScoreResult(identity, missing.height, dict(sorted(statuses.items())), reasons)
+
+
+def _loaded(student: Student) -> StudentModel:
+    return EndpointStudent(student) if student.backend == "endpoint" else LocalStudent(student)
+
+
+def _go_on(candidates: list[_Candidate], done: int, total: int) -> None:
+    """Raise ScoreError where the student went away in the middle of these replies."""
+    reasons = [candidate.left for candidate in candidates if candidate.left is not None]
+    if reasons:
+        raise ScoreError(
+            f"{reasons[0]}. This call scored {done:,} replies, which are kept; {total - done:,} have no score yet. "
+            "Start the server again and rerun builder score. If long rows end it, give vLLM a smaller "
+            "--max-num-batched-tokens, or a smaller --max-model-len: it then refuses them, and they get a named status."
+        )
 
 
 def _missing(run: Run, identity: str) -> pl.DataFrame:
@@ -133,7 +156,7 @@ def _chunks(run: Run, missing: pl.DataFrame) -> Iterator[pl.DataFrame]:
     for parts in _blocks(run.parts("responses")):
         block = (
             pl.scan_parquet(parts, glob=False)
-            .select("response_id", "prompt_id", "reasoning", "answer", "logprobs_mode")
+            .select("response_id", "prompt_id", "reasoning", "answer", "logprobs_mode", "prefix_chars")
             .join(missing.lazy(), on="response_id", how="semi")
             .unique("response_id")
             .collect()
@@ -188,6 +211,10 @@ def _candidate(
 
 def _teacher_side(candidate: _Candidate, row: dict[str, Any], pieces: _TokenBytes) -> None:
     values = row["logprob"]
+    if row["prefix_chars"]:
+        reason = f"its first {row['prefix_chars']} characters are the student's: teacher logprobs cover the rest only"
+        candidate.fail("no_teacher_logprobs", reason)
+        return
     if not values:
         candidate.fail("no_teacher_logprobs", "the endpoint gave no logprobs for this reply")
         return
@@ -247,6 +274,12 @@ def _diverge(student: StudentModel, candidates: list[_Candidate]) -> dict[str, D
     result = {}
     for candidate, values in zip(ready, logprobs, strict=True):
         if candidate.teacher_end is None or candidate.student_end is None or candidate.teacher_logprobs is None:
+            continue
+        if isinstance(values, NoLogprobs):
+            if values.lasting:
+                candidate.fail("no_student_logprobs", values.reason)
+            else:
+                candidate.left = values.reason
             continue
         text = candidate.text.encode()
         if not np.isfinite(values).all():

@@ -11,10 +11,12 @@ from builder.errors import EndpointError, FatalReply
 from builder.identity import response_id
 from builder.journal import Stored
 from builder.journal_writer import Journal, ShardBusy
-from builder.reply import Reply, parse_reply
+from builder.prefix import parse
+from builder.reply import Reply
 from builder.store import Run, columns_table
 from builder.tokens import AlignError, align
 
+PAID_ROLES = ("teacher", "mixed", "eval")
 _SEAL_REPLIES = 4096
 _SEAL_TOKENS = 4_000_000
 # A part is written when this many replies or tokens wait: bounds memory, keeps parts large.
@@ -66,14 +68,14 @@ class Sealer:
         for before in (None, journals.RETRYABLE, journals.FATAL):
             for stored in journals.bodies(journal.path, outcome=before):
                 try:
-                    outcome, detail = journals.REPLY, parse_reply(stored.body).finish_reason
+                    outcome, detail = journals.REPLY, parse(stored.body, stored.attempt.prefix).finish_reason
                 except EndpointError as error:
                     outcome = journals.FATAL if isinstance(error, FatalReply) else journals.RETRYABLE
                     detail = str(error)
                 if before is None or outcome == journals.REPLY:
                     journal.conclude(stored.attempt_id, outcome, detail).result()
         for stored in journals.bodies(journal.path, outcome=journals.REPLY, skip=self._sealed):
-            self.add(stored, parse_reply(stored.body))
+            self.add(stored, parse(stored.body, stored.attempt.prefix))
         self.flush()
 
 
@@ -93,11 +95,12 @@ def seal_orphans(run: Run, recipe: Recipe, shard: tuple[int, int]) -> None:
 def reply_rows(teacher: Teacher, stored: Stored, reply: Reply) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """One reply as a row of `responses`, and as a row of `logprobs` where the endpoint gave any."""
     attempt = stored.attempt
+    paid = attempt.role in PAID_ROLES  # prices and logprobs mode are the teacher's
     identity = response_id(attempt.request_key, finish_reason=reply.finish_reason, max_tokens=attempt.max_tokens)
     prices = teacher.prices
     cost = (
         (prices.input * (reply.prompt_tokens or 0) + prices.output * (reply.completion_tokens or 0)) / 1e6
-        if prices
+        if paid and prices
         else None
     )
     response = {
@@ -118,9 +121,9 @@ def reply_rows(teacher: Teacher, stored: Stored, reply: Reply) -> tuple[dict[str
         "completion_tokens": reply.completion_tokens,
         "tool_calls": reply.tool_calls,
         "replaced_characters": reply.replaced_characters,
-        "logprobs_mode": teacher.logprobs_mode if reply.logprobs else None,
-        "prefix_response_id": None,
-        "prefix_chars": 0,
+        "logprobs_mode": (teacher.logprobs_mode if paid else "unknown") if reply.logprobs else None,
+        "prefix_response_id": attempt.prefix_response_id,
+        "prefix_chars": len(attempt.prefix or ""),
         "latency_s": stored.latency_s,
         "cost_usd": cost,
         "received_at": datetime.fromtimestamp(stored.received_at, UTC),
@@ -129,10 +132,13 @@ def reply_rows(teacher: Teacher, stored: Stored, reply: Reply) -> tuple[dict[str
         return response, None
     ends: list[int] | None = None
     detail = None
-    try:
-        ends = align(reply.pieces, reply.reasoning, reply.answer).tolist()
-    except AlignError as error:
-        detail = str(error)
+    if attempt.prefix is not None:
+        detail = "the tokens cover the continuation only; the text begins with another model's"
+    else:
+        try:
+            ends = align(reply.pieces, reply.reasoning, reply.answer).tolist()
+        except AlignError as error:
+            detail = str(error)
     return response, {
         "response_id": identity,
         "token_ids": reply.token_ids,

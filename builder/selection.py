@@ -1,7 +1,7 @@
 """Replies to selection: rules drop, the selector ranks, stages order. Every decision is SQL, arranged here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,11 +14,12 @@ from builder.identity import canonical_json, sha256_hex
 from builder.rules import SqlFile, Value, catalogue, check_parameters, find_sql, load_sql
 from builder.schema import MARGINS
 from builder.sqlcheck import check_expression, check_order
-from builder.sqlrun import Limits, Step, rule_step, run_steps, selector_step
+from builder.sqlrun import Limits, Step, mix_step, rule_step, run_steps, selector_step
+from builder.stages import is_mixed, stages_with
 from builder.staging import build_staging, staging_variables
 from builder.store import Run
 
-DEFAULT_STAGES: Final = {"train": Stage()}
+MIX: Final = "mixed_policy"
 _STAGE_COLUMNS: Final = (("grain_id", "varchar"), ("rank", "integer"), ("position", "integer"))
 # By kind: the rows that a stage picks from, their key, and the selector's rank where there is one.
 _GRAINS: Final = {
@@ -55,7 +56,8 @@ class SelectionResult:
     `survivors` break no rule; `kept` also rank within `keep`. `mean_tokens_dropped` is over all that were not kept,
     `mean_tokens_outranked` over survivors that only their rank dropped: against `mean_tokens_kept` it tells a selector
     from "take the longest". `prompts_with_choice` have more than one survivor at some temperature,
-    `prompts_with_spread` also different teacher-sentence counts among them.
+    `prompts_with_spread` also different teacher-sentence counts among them. After a mix, `mixed_rows`
+    continuations break no rule; `continuations` counts the others by rule (one that breaks two counts twice).
     """
 
     selection_id: str
@@ -72,6 +74,8 @@ class SelectionResult:
     prompts_with_spread: int
     new_features: int
     warnings: tuple[str, ...]
+    mixed_rows: int | None = None
+    continuations: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,12 @@ class Plan:
     stages: Mapping[str, Stage]
     variables: Mapping[str, Value]
     warnings: tuple[str, ...]
+    mix: SqlFile | None = None
+
+    @property
+    def files(self) -> tuple[SqlFile, ...]:
+        """Every file that decides rows."""
+        return (*self.rules, self.selector, *filter(None, [self.mix]))
 
 
 def select(
@@ -94,7 +104,7 @@ def select(
     `recipe_dir` is the folder of the recipe's own SQL files. Raises UsageError for unknown rules, selectors and
     parameters before any work, SqlError for SQL that breaks its contract; then the tables stay as they were.
     """
-    plan = plan_selection(recipe, recipe_dir)
+    plan = plan_selection(recipe, recipe_dir, mixed=is_mixed(run, recipe))
     for name, stage in plan.stages.items():
         if stage.kind == "reward" and not run.read("pairs", ["prompt_id"]).height:
             raise TableError(f"Stage {name!r} is of kind reward, but this run has no preference pairs (table pairs).")
@@ -109,8 +119,11 @@ def select(
     return result
 
 
-def plan_selection(recipe: Recipe, recipe_dir: Path | None = None) -> Plan:
-    """Find, read and check every file, parameter and expression of a recipe's selection; raises, runs nothing."""
+def plan_selection(recipe: Recipe, recipe_dir: Path | None = None, *, mixed: bool = False) -> Plan:
+    """Find, read and check every file, parameter and expression of a recipe's selection; raises, runs nothing.
+
+    `mixed` says that there are rows for the mixed-policy stage.
+    """
     selection = recipe.selection
     rules = tuple(load_sql("rules", find_sql("rules", name, recipe_dir)) for name in selection.rules)
     names = [rule.name for rule in rules]
@@ -118,7 +131,9 @@ def plan_selection(recipe: Recipe, recipe_dir: Path | None = None) -> Plan:
         raise UsageError(f"selection.rules names {', '.join(twice)} twice; the file name is the rule's name.")
     selector = load_sql("selectors", find_sql("selectors", selection.selector, recipe_dir))
     warnings = check_parameters([*rules, selector], selection.params)
-    stages = recipe.stages or DEFAULT_STAGES
+    stages = stages_with(recipe, is_mixed=mixed)
+    mix = load_sql("mix", find_sql("mix", MIX, recipe_dir)) if mixed else None
+    policy = recipe.mixed_policy
     for name, stage in stages.items():
         if stage.where is not None:
             check_expression(stage.where, f"stages.{name}.where")
@@ -133,9 +148,12 @@ def plan_selection(recipe: Recipe, recipe_dir: Path | None = None) -> Plan:
         "keep": selection.keep,
         "seed": recipe.generation.seed,
     }
-    identity = sha256_hex(canonical_json(decides))[:16]
     variables: dict[str, Value] = {"seed": recipe.generation.seed, **selection.params}
-    return Plan(identity, rules, selector, stages, variables, tuple(warnings))
+    if mix is not None and policy is not None:
+        decides["mix"] = {mix.name: mix.sha256, "off_policy_ratio": policy.off_policy_ratio}
+        variables |= {"off_policy_ratio": policy.off_policy_ratio, "mixed_policy_stage": policy.stage}
+    identity = sha256_hex(canonical_json(decides))[:16]
+    return Plan(identity, rules, selector, stages, variables, tuple(warnings), mix)
 
 
 def selection_steps(plan: Plan, recipe: Recipe) -> list[Step]:
@@ -147,15 +165,17 @@ def selection_steps(plan: Plan, recipe: Recipe) -> list[Step]:
         for rule, name in broken
     )
     rejections = f"({rejected}) as broken" if rejected else "stg_rejections where false"
+    judged = "select response_id from stg_responses where role in ('teacher', 'mixed')"
     teacher = "select response_id, prompt_id, temperature, completion_tokens from stg_responses where role = 'teacher'"
     unbroken = "select * from teacher anti join (from stg_rejections) as broken using (response_id)"
     to_rank = "unbroken" if order == "rules-first" else "teacher"
     return [
         *[rule_step(rule, name) for rule, name in broken],
         Step("teacher replies", teacher, "teacher"),
+        Step("replies that rules judge", judged, "judged", view=True),
         Step(
             "rejections",
-            f"select * from {rejections}{' semi join teacher using (response_id)' if rejected else ''} "
+            f"select * from {rejections}{' semi join judged using (response_id)' if rejected else ''} "
             "order by response_id, rule_name",
             "stg_rejections",
             fetch=True,
@@ -171,16 +191,23 @@ def selection_steps(plan: Plan, recipe: Recipe) -> list[Step]:
             view=True,
         ),
         Step("prompts with a gold", "select * from stg_prompts where gold is not null", "prompts_with_gold", view=True),
-        *_stage_steps(plan, recipe.generation.seed),
+        *_stage_steps(plan, recipe),
         Step("totals", _totals(plan), "totals", fetch=True),
         Step("funnel", load_sql("reports", catalogue("reports")["funnel"]).text, "funnel", fetch=True),
     ]
 
 
-def _stage_steps(plan: Plan, seed: int) -> list[Step]:
-    steps, parts, counts = [], [], []
-    for index, (name, stage) in enumerate(plan.stages.items()):
-        rows, key, rank = _GRAINS[stage.kind]
+def _stage_steps(plan: Plan, recipe: Recipe) -> list[Step]:
+    """Rows of each stage, their union and their counts; the mixed-policy stage last, whatever its place in training."""
+    seed = recipe.generation.seed
+    mixed = recipe.mixed_policy.stage if plan.mix is not None and recipe.mixed_policy is not None else None
+    steps: list[Step] = []
+    parts: list[str] = []
+    counts: list[str] = []
+    for index, (name, stage) in sorted(enumerate(plan.stages.items()), key=lambda numbered: numbered[1][0] == mixed):
+        rows, key, rank = ("mixed_rows", "response_id", "null") if name == mixed else _GRAINS[stage.kind]
+        if name == mixed and plan.mix is not None:
+            steps += _mix_steps(plan.mix, name, parts)
         order = f"md5({key} || ':' || {seed})" if stage.order_by is None else stage.order_by
         sql = (
             f"select {key} as grain_id, {rank} as rank,\n"
@@ -195,7 +222,7 @@ def _stage_steps(plan: Plan, seed: int) -> list[Step]:
         tokens = "sum(completion_tokens)" if stage.kind == "sft" else "null"
         counts.append(
             f"select {index} as place, count(*) as rows, {tokens}::bigint as tokens from stage_{index} "
-            "left join teacher on teacher.response_id = grain_id"
+            "left join stg_responses on response_id = grain_id"
         )
     union = " union all "
     return [
@@ -208,6 +235,34 @@ def _stage_steps(plan: Plan, seed: int) -> list[Step]:
         ),
         Step("stages", f"select * from ({union.join(counts)}) as counted order by place", "stage_counts", fetch=True),
     ]
+
+
+def _mix_steps(mix: SqlFile, name: str, earlier: list[str]) -> list[Step]:
+    """What the mix picks: it reads today's rows of the other stages under the name that the database has for them."""
+    return [
+        Step("selection before the mix", f"select * exclude (place) from ({' union all '.join(earlier)}) as picked",
+             "stg_selection"),
+        mix_step(mix, "mix_rows"),
+        Step(
+            "mixed rows",
+            "select c.* from stg_candidates as c "
+            f"semi join mix_rows on mix_rows.grain_id = c.response_id and mix_rows.stage = {_quoted(name)}",
+            "mixed_rows",
+            view=True,
+        ),
+        Step("continuations", _CONTINUATIONS, "continuations", fetch=True),
+    ]  # fmt: skip
+
+
+# Replies that go on from a rollout by the rule they break, a reply under each of its rules; null are those without.
+_CONTINUATIONS: Final = """
+select rule_name, count(*) as replies
+from stg_rollouts as rollouts
+left join stg_rejections as rejections on rejections.response_id = rollouts.continuation_id
+where continuation_id is not null
+group by all
+order by rule_name
+"""
 
 
 def _totals(plan: Plan) -> str:
@@ -265,12 +320,15 @@ def _result(plan: Plan, found: Mapping[str, pa.Table], new_features: int) -> Sel
             f"Selector {plan.selector.name} leaves {to_rank - ranked} of {to_rank} survivors without a rank."
         )
     warnings += [f"Stage {stage.name} is empty." for stage in stages if not stage.rows]
+    continued = found["continuations"].to_pylist() if "continuations" in found else []
     return SelectionResult(
         selection_id=plan.selection_id,
         funnel=funnel,
         stages=stages,
         new_features=new_features,
         warnings=tuple(warnings),
+        mixed_rows=next((row["replies"] for row in continued if row["rule_name"] is None), 0) if continued else None,
+        continuations={row["rule_name"]: row["replies"] for row in continued if row["rule_name"] is not None},
         **totals,
     )
 

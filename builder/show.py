@@ -6,6 +6,7 @@ from builder.config import Recipe
 from builder.console import Reporter, shown
 from builder.evaluate import Evaluation
 from builder.generate import Tally
+from builder.mix import MixResult
 from builder.plan import Interval, Plan
 from builder.probe import ProbeResult
 from builder.prompts import Prompts
@@ -116,7 +117,21 @@ def show_selected(reporter: Reporter, result: SelectionResult) -> None:
         f"{result.prompts_with_choice:,} of {result.prompts:,} prompts had a choice, {result.prompts_with_spread:,} of "
         "them between different counts of teacher sentences"
     )
+    if result.mixed_rows is not None:
+        broken = ", ".join(f"{name} {number:,}" for name, number in result.continuations.items())
+        others = f"; others break {broken}" if broken else ""
+        reporter.line(f"mixed policy: {result.mixed_rows:,} continuations break no rule{others}")
     reporter.result({"select": asdict(result)})
+
+
+def show_mixed(reporter: Reporter, result: MixResult) -> None:
+    """What became of the rollouts."""
+    room = f"; {result.no_room:,} more leave no room in the student's context" if result.no_room else ""
+    empty = f", {result.empty:,} of them empty" if result.empty else ""
+    outcomes = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in result.outcomes.items())
+    reporter.line(f"mix: {result.questions:,} questions rolled out{empty}{room}; {result.hit_cap:,} hit their cap")
+    reporter.line(f"  {outcomes}; {result.continued:,} continued by the teacher ({result.adapter})")
+    reporter.result({"mix": asdict(result)})
 
 
 def show_released(reporter: Reporter, release: Release) -> None:

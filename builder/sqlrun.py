@@ -20,6 +20,7 @@ from builder.rules import SqlFile, Value, check_parameters
 from builder.sqlcheck import parse_select
 
 RULE_COLUMNS: Final = (("response_id", "varchar"), ("observed", "double"), ("threshold", "double"))
+MIX_COLUMNS: Final = (("grain_id", "varchar"), ("stage", "varchar"))
 SELECTOR_COLUMNS: Final = (("response_id", "varchar"), ("rank", "integer"))
 
 
@@ -82,6 +83,17 @@ def selector_step(file: SqlFile, into: str, *, fetch: bool = False) -> Step:
         ),
     )
     return Step(file.label, file.text, into, SELECTOR_COLUMNS, checks, fetch=fetch)
+
+
+def mix_step(file: SqlFile, into: str) -> Step:
+    """A mix with the checks of its contract: known replies, each once in a stage."""
+    twice = f"select grain_id, stage, count(*) from {into} group by all having count(*) > 1 order by 1, 2 limit 1"
+    foreign = f"select grain_id from {into} anti join stg_responses on response_id = grain_id order by 1 limit 1"
+    checks = (
+        Check(twice, "returns {0} for stage {1} {2} times; each may come once"),
+        Check(foreign, "returns grain_id {0}, which is not a reply of this run"),
+    )
+    return Step(file.label, file.text, into, MIX_COLUMNS, checks)
 
 
 def run_files(

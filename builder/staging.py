@@ -39,6 +39,7 @@ STAGED: Final = (
     Staged("stg_scores", ("scores",), ("response_id",), variables=("student_id",), grows=True),
     Staged("stg_verdicts", ("verdicts", "responses", "prompts"), ("response_id", "verifier")),
     Staged("stg_pairs", ("pairs",), ("pair_id",), grows=True),
+    Staged("stg_rollouts", ("rollouts",), ("response_id",)),
     Staged("stg_rejections", ("rejections",), ("response_id", "rule_name")),
     Staged("stg_selection", ("selection",), ("stage", "grain_id")),
     Staged("stg_candidates", ("responses", "prompts", "scores", "verdicts", "features"), view=True),

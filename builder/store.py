@@ -44,6 +44,10 @@ class Run:
     def eval_dir(self) -> Path:
         return self.root / "eval"
 
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
     def table_dir(self, name: str) -> Path:
         return self.root / "tables" / name
 

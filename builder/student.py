@@ -1,6 +1,7 @@
-"""The student before training: renders a reply as training will, and gives the logprob of every token of it."""
+"""The student before training: renders a reply as training will; one that runs here gives its logprobs too."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +28,14 @@ class CannotRender(Exception):
 
 
 @dataclass(frozen=True)
+class NoLogprobs:
+    """In place of a row's logprobs: why there are none, and whether asking again would bring the same."""
+
+    reason: str
+    lasting: bool = True
+
+
+@dataclass(frozen=True)
 class Rendered:
     """One reply in the student's tokens. `pieces` are the bytes of the completion tokens."""
 
@@ -48,18 +57,36 @@ def student_messages(student: Student | None, messages: Sequence[Message]) -> li
     return [{"role": "system", "content": student.system_prompt}, *own]
 
 
-class LocalStudent:
-    """A causal language model on this machine, through transformers. Raises ScoreError when it cannot be loaded."""
+@contextmanager
+def _loading(student: Student) -> Iterator[None]:
+    """What transformers and the Hub raise while they load a model, as ScoreError."""
+    try:
+        yield
+    except Exception as error:  # which one depends on what is broken and in which of three libraries
+        raise ScoreError(
+            f"Student {student.model!r} cannot be loaded: {error}. Check student.model and student.revision."
+        ) from error
+
+
+def _hub_revision(student: Student) -> str | None:
+    """The commit to load; a folder on this machine has none."""
+    return None if Path(student.model).is_dir() else student.revision
+
+
+class StudentTokenizer:
+    """The student's tokenizer and chat template: what rendering needs, without weights and without torch.
+
+    `vocabulary` and `context` are the model's, in token ids and in tokens a row (None where its configuration names
+    no limit). Raises ScoreError for a student that is not pinned, or whose tokenizer cannot be loaded or is not fast.
+    """
 
     def __init__(self, student: Student) -> None:
         try:
-            import torch
-            from transformers import AutoModelForCausalLM, AutoTokenizer
+            from transformers import AutoConfig, AutoTokenizer
             from transformers.utils import logging
         except ImportError as error:
             raise ScoreError(
-                f"Scoring with a local student needs torch and transformers ({error}). "
-                "Install them with: pip install 'tempered[local]'."
+                f"Rendering for a student needs transformers ({error}). Install it with: pip install 'tempered[local]'."
             ) from error
         if not Path(student.model).is_dir() and student.revision is None:
             raise ScoreError(
@@ -68,47 +95,75 @@ class LocalStudent:
             )
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         self.student = student
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        revision = None if Path(student.model).is_dir() else student.revision
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(student.model, revision=revision)
-            model: Any = AutoModelForCausalLM.from_pretrained(student.model, revision=revision, dtype=self._dtype())
-        except Exception as error:  # which one depends on what is broken and in which of three libraries
-            raise ScoreError(
-                f"Student {student.model!r} cannot be loaded: {error}. Check student.model and student.revision."
-            ) from error
+        with _loading(student):
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(student.model, revision=_hub_revision(student))
+            config: Any = AutoConfig.from_pretrained(student.model, revision=_hub_revision(student)).get_text_config()
         if not self.tokenizer.is_fast:
             raise ScoreError(
                 f"Student {student.model!r} has no fast tokenizer. Sentences are found by the bytes of its tokens, "
                 "which only fast tokenizers give; convert it with AutoTokenizer(..., use_fast=True)."
             )
-        self.model = model.to(self.device).eval()
-        config = model.config.get_text_config()
         self.context: int | None = getattr(config, "max_position_embeddings", None)
-        self._cap: float | None = getattr(config, "final_logit_softcapping", None)
-        self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        self.vocabulary: int = getattr(config, "vocab_size", None) or len(self.tokenizer)
         self._bytes = token_bytes(self.tokenizer.backend_tokenizer.to_str())
-        self._chunked = self._head_stands_apart()
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text, nothing added. Raises CannotRender for ids that the model has no embedding for."""
+        found: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if found and max(found) >= self.vocabulary:
+            raise CannotRender(f"its tokenizer gives ids past the {self.vocabulary} embeddings of the model")
+        return found
+
+    def token_ends(self, text: str) -> list[int]:
+        """Where each token of a text ends, in characters; the parts of a split character end at the same place."""
+        spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return [end for _, end in spans]
+
+    def prompt(self, messages: Sequence[Message]) -> tuple[str, list[int]]:
+        """The prompt by the chat template, text and token ids; the reply begins behind it. Raises CannotRender."""
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                student_messages(self.student, messages), tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # templates are programs of strangers and raise what they like
+            raise CannotRender(f"the chat template fails: {type(error).__name__}: {error}") from error
+        ids = self.ids(text)
+        if not ids:
+            raise CannotRender("the chat template gives an empty prompt")
+        return text, ids
 
     def render(self, messages: Sequence[Message], reasoning: str | None, answer: str | None) -> Rendered:
         """Prompt by the chat template, completion as text behind it, as the trainer does. Raises CannotRender."""
         if self._bytes is None:
             raise CannotRender("the bytes of its tokens are not known for this kind of tokenizer")
+        prompt, prompt_ids = self.prompt(messages)
+        completion_ids = self.ids(_after(prompt, completion_text(reasoning, answer)))
+        return Rendered(prompt_ids, completion_ids, [self._bytes.get(index, b"") for index in completion_ids])
+
+
+class LocalStudent(StudentTokenizer):
+    """A causal language model on this machine, through transformers. Raises ScoreError when it cannot be loaded."""
+
+    def __init__(self, student: Student) -> None:
         try:
-            prompt: str = self.tokenizer.apply_chat_template(
-                student_messages(self.student, messages), tokenize=False, add_generation_prompt=True
+            import torch
+            from transformers import AutoModelForCausalLM
+        except ImportError as error:
+            raise ScoreError(
+                f"Scoring with a local student needs torch and transformers ({error}). "
+                "Install them with: pip install 'tempered[local]', or serve the student and set "
+                "student.backend=endpoint."
+            ) from error
+        super().__init__(student)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        with _loading(student):
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                student.model, revision=_hub_revision(student), dtype=self._dtype()
             )
-        except Exception as error:  # templates are programs of strangers and raise what they like
-            raise CannotRender(f"the chat template fails: {type(error).__name__}: {error}") from error
-        completion = _after(prompt, completion_text(reasoning, answer))
-        prompt_ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        completion_ids = self.tokenizer(completion, add_special_tokens=False)["input_ids"]
-        if not prompt_ids:
-            raise CannotRender("the chat template gives an empty prompt")
-        if max(prompt_ids + completion_ids) >= self._vocabulary:
-            raise CannotRender(f"its tokenizer gives ids past the {self._vocabulary} embeddings of the model")
-        pieces = [self._bytes.get(index, b"") for index in completion_ids]
-        return Rendered(prompt_ids, completion_ids, pieces)
+        self.model = model.to(self.device).eval()
+        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        self._cap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self._chunked = self._head_stands_apart()
 
     def logprobs(self, rows: Sequence[Rendered]) -> list[np.ndarray]:
         """Logprob of each completion token, nats, float32, one array a row; batched by length."""

@@ -28,7 +28,7 @@ from builder.verifiers import (
     verifier_version,
 )
 
-JUDGED_ROLES: Final = ("teacher", "mixed", "rewrite", "eval")
+JUDGED_ROLES: Final = ("teacher", "student", "mixed", "rewrite", "eval")
 DEADLINE_S: Final = 5.0
 """Seconds for math-verify on one answer; ordinary ones take about a millisecond."""
 

@@ -76,12 +76,14 @@ def run(
     """Train every stage in order; a rerun goes on after the last finished one."""
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result alone
         _hush(quiet)
+        from trainer import plan as planning
         from trainer import train
 
-        finished = train.run(
+        job = planning.prepare(
             dataset, model, output, recipe, overrides or (),
-            until=until, model_revision=model_revision, drop_too_long=drop_too_long, quiet=quiet,
+            until=until, model_revision=model_revision, drop_too_long=drop_too_long,
         )  # fmt: skip
+        finished = train.run(job, quiet=quiet)
     if os.environ.get("RANK", "0") != "0":  # of the processes of a distributed run the first reports
         return
     if as_json:
@@ -103,6 +105,8 @@ def main() -> None:
         known = isinstance(error, TrainerError)
         message = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
         advice = "" if known else ". Finished stages are kept; --debug shows where it happened."
+        if isinstance(error, ModuleNotFoundError):
+            advice = ". Training needs it: pip install 'tempered[train]'."
         print(f"{'' if known else 'Unexpected '}{message}{advice}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, TrainerError) else 1)
 

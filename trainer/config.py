@@ -1,23 +1,24 @@
-"""What a stage may set: TRL's own arguments, read from TRL's source so that a typo is refused before torch loads."""
+"""Recipes: YAML to what TRL is asked for, stage by stage. Unknown keys are refused with a suggestion."""
 
-import ast
+import dataclasses
 import difflib
-import importlib.util
+import re
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import yaml
+from trl import GRPOConfig, RewardConfig, SFTConfig  # type: ignore[attr-defined]
 
 from trainer.errors import RecipeError
 from trainer.schedule import Stage
 
-if TYPE_CHECKING:
-    from trainer.recipe import Recipe
-
-KINDS = ("sft", "grpo", "reward")
-SOURCES = (("transformers", "training_args"), ("trl", "trainer/base_config"), ("trl", "trainer/{kind}_config"))
-
+PACKAGED = {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
+KINDS = {"sft": SFTConfig, "grpo": GRPOConfig, "reward": RewardConfig}
+# Our own for sft stages, name to type. mask_prefix: what the student wrote of a mixed row carries no loss.
+OURS = {"mask_prefix": bool}
 # Arguments that the trainer sets itself, by the reason why nobody else may.
 OWNED = {
     "rows reach TRL as tokens and labels": "dataset_kwargs dataset_text_field assistant_only_loss completion_only_loss "
@@ -31,45 +32,53 @@ _PRINTED = {"logging_steps", "logging_strategy", "logging_first_step", "report_t
 COSMETIC = _PRINTED | {"save_strategy", "save_steps", "save_total_limit", "save_only_model", "dataset_num_proc"}
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'X'?` for the closest known word, else nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Arguments for all stages, and for single stages or kinds: `stages:` is keyed by a stage's name or by a kind."""
+
+    name: str
+    defaults: dict[str, Any]
+    stages: dict[str, dict[str, Any]]
+    # Stage names that the dataset must have. A packaged recipe may know stages that a first version lacks.
+    required: frozenset[str]
 
 
-@cache
-def arguments(kind: str | None) -> dict[str, str]:
-    """TRL's arguments of a kind, name to type as its source writes it; of all kinds for None."""
-    if kind is None:
-        return {name: text for each in KINDS for name, text in arguments(each).items()}
-    found: dict[str, str] = {}
-    for package, module in SOURCES:
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise RecipeError(f"{package} is not installed. Training needs it: pip install 'tempered[train]'.")
-        tree = ast.parse((Path(spec.origin).parent / f"{module.format(kind=kind)}.py").read_text(encoding="utf-8"))
-        for node in tree.body:
-            if isinstance(node, ast.ClassDef) and node.name.endswith(("Config", "TrainingArguments")):
-                fields = (item for item in node.body if isinstance(item, ast.AnnAssign))
-                found |= {ast.unparse(field.target): ast.unparse(field.annotation) for field in fields}
-    return {name: text for name, text in found.items() if not name.startswith("_")}
+class _Loader(yaml.SafeLoader):
+    """YAML in which `5e-5` is a number, as everybody writes it; YAML 1.1 takes it for text."""
 
 
-def check(settings: dict[str, Any], kind: str | None, where: str) -> None:
-    """Refuse unknown arguments, those that the trainer sets itself, and plainly wrong types."""
-    known = arguments(kind)
-    for name, value in settings.items():
-        reason = next((reason for reason, names in OWNED.items() if name in names.split()), None)
-        if reason:
-            raise RecipeError(f"{where}.{name} cannot be set: {reason}.")
-        if name not in known:
-            raise RecipeError(f"{where}: TRL has no {kind or 'training'} argument {name!r}{suggest(name, known)}")
-        wanted = {"float": (int, float), "int": (int,), "bool": (bool,)}.get(known[name])
-        if wanted and (not isinstance(value, wanted) or isinstance(value, bool) != (bool in wanted)):
-            raise RecipeError(f"{where}.{name} is {value!r}; TRL wants {known[name]}.")
+_NUMBER = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789."))
 
 
-def settle(recipe: "Recipe", stages: Sequence[Stage], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of that path, else the packaged one of that name, with `key=value` overrides applied.
+
+    Raises RecipeError for an unknown recipe, malformed YAML, an unknown key, or a value of the wrong type.
+    """
+    what, path = f"Recipe {name_or_path}", Path(name_or_path)
+    packaged = not path.is_file()
+    if packaged and str(path) not in PACKAGED:
+        hint = suggest(str(path), PACKAGED)
+        raise RecipeError(f"{what} is neither a file nor one of {', '.join(PACKAGED)}{hint}.")
+    content = _parse((PACKAGED[str(path)] if packaged else path).read_text(encoding="utf-8"), what) or {}
+    for extra in set(content if isinstance(content, dict) else ["- …"]) - {"defaults", "stages"}:
+        hint = suggest(str(extra), ["defaults", "stages"])
+        raise RecipeError(f"{what}: unknown key {extra!r}{hint}. A recipe has `defaults:` and `stages:`.")
+    required = set() if packaged else set(content.get("stages") or ())
+    for override in overrides:
+        required |= _apply(content, override)
+    defaults, stages = (content.get(key) or {} for key in ("defaults", "stages"))
+    for section in (defaults, stages, *(stages.values() if isinstance(stages, dict) else ())):
+        if not isinstance(section, dict):
+            raise RecipeError(f"{what}: {section!r} stands where `<argument>: <value>` lines should.")
+    check(defaults, "sft", f"{what}: defaults")
+    for stage, settings in stages.items():
+        check(settings, stage if stage in KINDS else None, f"{what}: stages.{stage}")
+    return Recipe(path.stem, defaults, stages, frozenset(required))
+
+
+def settle(recipe: Recipe, stages: Sequence[Stage], names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Settings by stage, later over earlier: `defaults`, the epochs that the release asks for, the kind, the stage.
 
     Adds the dtype where the recipe leaves it open, since TRL loads in float32. Raises RecipeError for a stage that
@@ -84,7 +93,12 @@ def settle(recipe: "Recipe", stages: Sequence[Stage], names: Sequence[str]) -> d
         settings = settled[stage.name] = deepcopy(shared)
         asked = {} if stage.epochs is None else {"num_train_epochs": stage.epochs}
         for layer in (asked, recipe.stages.get(stage.kind, {}), recipe.stages.get(stage.name, {})):
-            settings |= {k: settings[k] | v if _both(settings, k, v) else deepcopy(v) for k, v in layer.items()}
+            for name, value in layer.items():
+                # Sections such as model_init_kwargs merge; an empty one clears what lies below.
+                merged = value and isinstance(value, dict) and isinstance(settings.get(name), dict)
+                settings[name] = settings[name] | value if merged else deepcopy(value)
+        if settings.get("mask_prefix") is False:
+            del settings["mask_prefix"]  # the default: the same stage as one trained without a word of it
         if stage.kind == "sft" and "max_length" not in settings:
             raise RecipeError(f"Stage {stage.name}: set defaults.max_length, or TRL would cut rows at 1,024 tokens.")
         half = settings.get("bf16") is not False and not settings.get("fp16")
@@ -93,6 +107,52 @@ def settle(recipe: "Recipe", stages: Sequence[Stage], names: Sequence[str]) -> d
     return settled
 
 
-def _both(settings: dict[str, Any], name: str, value: Any) -> bool:
-    """Both sides are sections, such as model_init_kwargs, which merge."""
-    return bool(value) and isinstance(value, dict) and isinstance(settings.get(name), dict)
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'X'?` for the closest known word, else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+@cache
+def arguments(kind: str | None) -> dict[str, Any]:
+    """Arguments of a kind, name to type; of all kinds for None."""
+    if kind is None:
+        return {name: wanted for each in KINDS for name, wanted in arguments(each).items()}
+    found = {field.name: field.type for field in dataclasses.fields(KINDS[kind]) if not field.name.startswith("_")}
+    return found | (OURS if kind == "sft" else {})
+
+
+def check(settings: dict[str, Any], kind: str | None, where: str) -> None:
+    """Refuse unknown arguments, those that the trainer sets itself, and plainly wrong types."""
+    known = arguments(kind)
+    for name, value in settings.items():
+        reason = next((reason for reason, names in OWNED.items() if name in names.split()), None)
+        if reason:
+            raise RecipeError(f"{where}.{name} cannot be set: {reason}.")
+        if name not in known:
+            raise RecipeError(f"{where}: there is no {kind or 'training'} argument {name!r}{suggest(name, known)}")
+        wanted = {float: (int, float), int: (int,), bool: (bool,)}.get(known[name])
+        if wanted and (not isinstance(value, wanted) or isinstance(value, bool) != (bool in wanted)):
+            raise RecipeError(f"{where}.{name} is {value!r}; it wants {known[name].__name__}.")
+
+
+def _parse(text: str, what: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{what} is not valid YAML: {' '.join(str(error).split())}.") from error
+
+
+def _apply(content: dict[str, Any], override: str) -> set[str]:
+    """Write one override into the content. Returns the stage or kind that it names."""
+    key, equals, value = override.partition("=")
+    *sections, last = keys = key.strip().split(".")
+    if not equals or not all(keys) or len(keys) < {"defaults": 2, "stages": 3}.get(keys[0], 99):
+        raise RecipeError(f"{override!r}: an override is `defaults.<argument>=…` or `stages.<stage>.<argument>=…`.")
+    node = content
+    for part in sections:
+        node[part] = node = node.get(part) or {}
+        if not isinstance(node, dict):
+            raise RecipeError(f"Cannot apply {override!r}: {part} is a value, not a section.")
+    node[last] = _parse(value, f"The value of {override!r}")
+    return set(keys[1:2]) if keys[0] == "stages" else set()

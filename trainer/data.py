@@ -19,6 +19,7 @@ MANIFEST = ".builder/manifest.json"
 MESSAGES = r"(large_)?list<.*: struct<(?=.*\brole: )(?=.*\bcontent: ).*"
 # Columns of an sft stage, as far as training reads them, with Arrow types that serve.
 COLUMNS = {"prompt": MESSAGES, "completion": MESSAGES, "position": r"u?int\d+", "response_id": "(large_)?string"}
+PREFIX = {"prefix_chars": r"u?int\d+"}  # with mask_prefix: characters of the completion that a student wrote
 
 
 class File(BaseModel):
@@ -33,6 +34,9 @@ class Manifest(BaseModel):
 
     version: str
     build_id: str
+    rollout: dict[str, str | None] | None = (
+        None  # the student that wrote the beginnings of mixed rows: base, weights_sha256, …
+    )
     files: list[File]
     schedule: list[Stage]
 
@@ -47,9 +51,8 @@ class Release:
     @property
     def origin(self) -> dict[str, str | None]:
         """Where the release came from, as records and plans name it."""
-        return {"source": self.source, "commit": self.commit} | self.manifest.model_dump(
-            include={"version", "build_id"}
-        )
+        named = self.manifest.model_dump(include={"version", "build_id"})
+        return {"source": self.source, "commit": self.commit} | named
 
     def files(self, config: str) -> list[File]:
         """Parquet files of a config's split `train`, in order."""
@@ -81,8 +84,9 @@ def resolve(dataset: str) -> Release:
     return release
 
 
-def check_stage(release: Release, stage: Stage) -> None:
-    """Refuse a stage without rows, with other rows than the manifest says, or without the columns of its kind."""
+def check_stage(release: Release, stage: Stage, mask_prefix: bool = False) -> None:
+    """Refuse a stage without rows, with other rows than the manifest says, or without the columns that it needs."""
+    columns = COLUMNS | PREFIX if mask_prefix else COLUMNS
     files = release.files(stage.config)
     rows = sum(file.rows or 0 for file in files)
     if rows == 0 or rows != stage.rows:
@@ -90,21 +94,29 @@ def check_stage(release: Release, stage: Stage) -> None:
         raise ReleaseError(f"{held}. A stage needs rows, and all of them: build the release again.")
     for file in files if stage.kind == "sft" else []:
         schema = pq.read_schema(release.root / file.path)
-        found = {name: str(schema.field(name).type) if name in schema.names else "missing" for name in COLUMNS}
-        wrong = [f"{name}: {kind}" for name, kind in found.items() if not re.fullmatch(COLUMNS[name], kind)]
+        found = {name: str(schema.field(name).type) if name in schema.names else "missing" for name in columns}
+        wrong = [f"{name}: {kind}" for name, kind in found.items() if not re.fullmatch(columns[name], kind)]
         if wrong:
             raise ReleaseError(
                 f"{file.path} has the wrong columns ({', '.join(wrong)}). An sft stage needs prompt and completion as "
-                "lists of {role, content}, position as integer, response_id as string. Build the release again."
+                "lists of {role, content}, position as integer, response_id as string, and prefix_chars as integer if "
+                "mask_prefix is on. Build the release again."
             )
 
 
-def read(release: Release, config: str) -> Iterator[list[dict[str, Any]]]:
-    """Rows of a config in file order, a bounded batch at a time."""
+def read(release: Release, config: str, mask_prefix: bool = False) -> Iterator[list[dict[str, Any]]]:
+    """Rows of a config in file order, a bounded batch at a time; with `prefix_chars` only to mask prefixes."""
+    columns = [*COLUMNS, *(PREFIX if mask_prefix else ())]
     for file in release.files(config):
         with pq.ParquetFile(release.root / file.path) as parquet:
-            for batch in parquet.iter_batches(batch_size=512, columns=list(COLUMNS)):
+            for batch in parquet.iter_batches(batch_size=512, columns=columns):
                 yield batch.to_pylist()
+
+
+def holds_rollouts(release: Release, config: str) -> bool:
+    """Whether some rows of a config begin with what a student wrote."""
+    tables = (pq.ParquetFile(release.root / file.path).read(["policy"]) for file in release.files(config))
+    return any("mixed" in table.to_pydict().get("policy", ()) for table in tables)
 
 
 def sha256_of(path: Path) -> str:

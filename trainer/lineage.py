@@ -26,17 +26,20 @@ class Base:
     name: str
     revision: str | None
     path: Path
+    weights_sha256: str | None  # None where only the rest of it was fetched
 
 
 def resolve_base(model: str, revision: str | None, weights: bool) -> Base:
     """The student's files; from the Hub at one commit, without weights where only the tokenizer is needed."""
-    if Path(model).is_dir() and revision is None:
-        return Base(model, None, Path(model))
-    if Path(model).is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        raise ModelError(f"{model} at {revision} is neither a directory (without revision) nor a Hub model `org/name`.")
-    patterns = ["*.json", "*.jinja", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
-    path, commit = data.fetch(model, revision, "model", patterns)
-    return Base(model, commit, path)
+    path, commit = Path(model), None
+    if not path.is_dir() or revision is not None:
+        if path.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+            named = f"{model} at {revision}"
+            raise ModelError(f"{named} is neither a directory (without revision) nor a Hub model `org/name`.")
+        patterns = ["*.json", "*.jinja", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
+        path, commit = data.fetch(model, revision, "model", patterns)
+    here = weights or any(path.glob("*.safetensors"))
+    return Base(model, commit, path, weights_sha256(path) if here else None)
 
 
 def weights_sha256(directory: Path) -> str:

@@ -4,11 +4,11 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trl import SFTConfig  # type: ignore[attr-defined]
 
-from trainer import config, data, lineage, recipe, render, schedule
+from trainer import config, data, lineage, render, schedule
 from trainer.errors import StageError
 from trainer.schedule import Stage
 
@@ -41,15 +41,23 @@ def prepare(
     until: str | None = None, model_revision: str | None = None, drop_too_long: bool = False, weights: bool = True,
 ) -> Job:  # fmt: skip
     """Resolve and check all inputs: recipe first, then data, then model. Raises TrainerError."""
-    how = recipe.load(recipe_name, overrides)
+    how = config.load(recipe_name, overrides)
     release = data.resolve(dataset)
     stages = schedule.stages(release.manifest.schedule, until)
     settings = config.settle(how, stages, [stage.name for stage in release.manifest.schedule])
     for stage in stages:
-        data.check_stage(release, stage)
+        data.check_stage(release, stage, settings[stage.name].get("mask_prefix", False))
     base = lineage.resolve_base(model, model_revision, weights)
     renderer = render.load(base.path, base.name)
     return Job(release, how.name, stages, settings, base, renderer, Path(output), drop_too_long)
+
+
+class Held(NamedTuple):
+    """A stage in --output: its record, what in it differs from what is asked, and what is known of its start."""
+
+    record: dict[str, Any] | None
+    differs: list[str]
+    initial_weights_sha256: str | None
 
 
 def identity(job: Job, stage: Stage, initial_weights_sha256: str | None) -> dict[str, Any]:
@@ -63,19 +71,42 @@ def identity(job: Job, stage: Stage, initial_weights_sha256: str | None) -> dict
     }
 
 
-def states(job: Job) -> dict[str, tuple[dict[str, Any] | None, list[str]]]:
-    """By stage: the record that --output holds, and what in it differs from what is asked.
-
-    Where a stage's initial weights are not here yet, its record is compared without them.
-    """
-    base = lineage.weights_sha256(job.base.path) if any(job.base.path.glob("*.safetensors")) else None
-    weights, found = {"base": base}, {}
+def states(job: Job) -> dict[str, Held]:
+    """What --output holds of each stage. Where initial weights are not here yet, records are compared without them."""
+    weights, found = {"base": job.base.weights_sha256}, {}
     for stage in job.stages:
-        record = lineage.read(job.output / stage.directory)
-        differs = lineage.differences(record, identity(job, stage, weights[stage.init])) if record else []
+        record, initial = lineage.read(job.output / stage.directory), weights[stage.init]
+        differs = lineage.differences(record, identity(job, stage, initial)) if record else []
         weights[stage.name] = record["weights_sha256"] if record and not differs else None
-        found[stage.name] = (record, differs)
+        found[stage.name] = Held(record, differs, initial)
     return found
+
+
+def off_policy(job: Job, stage: Stage, initial_weights_sha256: str | None) -> list[str]:
+    """A warning where a stage's mixed rows begin with text of another student than the one that trains on them.
+
+    None for the very weights that wrote it, nor where what would have to be compared is not known.
+    """
+    rollout, base = job.release.manifest.rollout or {}, job.base
+    origin, weights = rollout.get("base"), rollout.get("weights_sha256")
+    if not rollout or not data.holds_rollouts(job.release, stage.config):
+        return []
+    if weights and weights == initial_weights_sha256:
+        return []
+    by_name = base.revision is not None and "@" in (origin or "")  # else by the weights
+    ours = f"{base.name}@{base.revision}" if by_name else base.weights_sha256
+    if origin and ours and ours != origin:
+        return [
+            f"its mixed rows were rolled out from a student trained from {origin}; this one starts from "
+            f"{ours if by_name else f'{base.name} ({ours})'}: they are off-policy for it (they show mistakes that "
+            "another student makes). Train from that base, or run `builder mix` with your own checkpoint."
+        ]
+    if weights and initial_weights_sha256:
+        return [
+            f"its mixed rows were rolled out from weights {weights}, not from {initial_weights_sha256} of {stage.init} "
+            "here: near, but not on-policy, as usual when you train the published dataset yourself."
+        ]
+    return []
 
 
 def refuse_other_work(directory: Path, differs: list[str]) -> None:
@@ -88,10 +119,10 @@ def refuse_other_work(directory: Path, differs: list[str]) -> None:
 
 def rendered(job: Job, stage: Stage, folder: Path) -> render.Rendered:
     """The stage's rows as tokens below `folder`, rendered unless they are there."""
-    path, limit = folder / f"{stage.directory}.arrow", job.settings[stage.name]["max_length"]
-    return render.read(path) or render.write(
-        data.read(job.release, stage.config), job.renderer, path, stage=stage.name, limit=limit, drop=job.drop_too_long
-    )
+    path, settings = folder / f"{stage.directory}.arrow", job.settings[stage.name]
+    rows = data.read(job.release, stage.config, settings.get("mask_prefix", False))
+    how = {"limit": settings["max_length"], "drop": job.drop_too_long}
+    return render.read(path) or render.write(rows, job.renderer, path, stage=stage.name, **how)
 
 
 def report(job: Job, rows: dict[str, render.Rendered]) -> dict[str, Any]:
@@ -99,17 +130,18 @@ def report(job: Job, rows: dict[str, render.Rendered]) -> dict[str, Any]:
     held = states(job)
     return {"dataset": job.release.origin, "recipe": job.recipe, "output": str(job.output)} | {
         "model": {"name": job.base.name, "revision": job.base.revision},
-        "stages": [_line(job, stage, *held[stage.name], rows.get(stage.name)) for stage in job.stages],
+        "stages": [_line(job, stage, held[stage.name], rows.get(stage.name)) for stage in job.stages],
         "warnings": job.renderer.warnings(),
     }
 
 
-def _line(job: Job, stage: Stage, held: Any, differs: list[str], rows: render.Rendered | None) -> dict[str, Any]:
+def _line(job: Job, stage: Stage, held: Held, rows: render.Rendered | None) -> dict[str, Any]:
     settings = {name: getattr(SFTConfig, name) for name in DEFAULTS} | job.settings[stage.name]
-    line = stage.model_dump(by_alias=True) | {"settings": job.settings[stage.name], "steps": None, "warnings": []}
-    line |= {"epochs": settings["num_train_epochs"], "learning_rate": settings["learning_rate"], "differs": differs}
-    line |= {"directory": str(job.output / stage.directory)}
-    line["state"] = "differs" if differs else "done" if held else "to train"
+    line = stage.model_dump(by_alias=True) | {"settings": job.settings[stage.name], "steps": None}
+    line |= {"epochs": settings["num_train_epochs"], "learning_rate": settings["learning_rate"]}
+    line |= {"directory": str(job.output / stage.directory), "differs": held.differs}
+    line["state"] = "differs" if held.differs else "done" if held.record else "to train"
+    line["warnings"] = off_policy(job, stage, held.initial_weights_sha256)
     if rows is None:
         return line | {"state": "refused", "warnings": [f"this version trains {TRAINED} stages only"]}
     line |= asdict(rows) | {"rows": len(rows.order), "dropped_rows": rows.dropped}

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +69,37 @@ class Renderer:
         return prompt, _after(prompt, answer[0]["content"] or "", reply)
 
     def encode(self, rows: list[Row]) -> list[tuple[list[int], int]]:
-        """Token ids of each row and how many of them are prompt, which is tokenised alone, as inference does it."""
+        """Token ids of each row and how many of them carry no loss: the prompt, and a prefix that is to be masked.
+
+        The prompt is tokenised alone, as inference does it. Rows bring `prefix_chars` only where prefixes are masked.
+        """
         texts = [self.texts(row) for row in rows]
         prompts = self.tokenizer([prompt for prompt, _ in texts], add_special_tokens=False)["input_ids"]
         completions = self.tokenizer([text for _, text in texts], add_special_tokens=False)["input_ids"]
-        for row, tokens in zip(rows, completions, strict=True):
+        encoded: list[tuple[list[int], int]] = []
+        for row, (_, text), prompt, tokens in zip(rows, texts, prompts, completions, strict=True):
             if not self.stops.union(self.end[-1:]).isdisjoint(tokens):
                 reply = f"Reply {row['response_id']} spells a stop token inside its text"
                 raise RenderError(f"{reply}: it would teach to stop there. Drop it with a rule.")
-        return [(p + c + list(self.end), len(p)) for p, c in zip(prompts, completions, strict=True)]
+            encoded.append((prompt + tokens + list(self.end), len(prompt) + self._prefix(row, text)))
+        return encoded
+
+    def _prefix(self, row: Row, text: str) -> int:
+        """How many tokens of the completion's `text` begin in what the student wrote. Raises RenderError for all."""
+        removed = len(row["completion"][0]["content"] or "") - len(text)  # what the generation prompt has opened
+        prefix = (row.get("prefix_chars") or 0) - removed
+        if prefix <= 0:
+            return 0
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        # Some tokenizers leave a token's space out of its offsets: it begins no later than where the last one ended.
+        begins = (min(end, begin) for (_, end), (begin, _) in pairwise([(0, 0), *encoded["offset_mapping"]]))
+        masked = sum(1 for begin in begins if begin < prefix)
+        if masked == len(encoded["input_ids"]):
+            raise RenderError(
+                f"Reply {row['response_id']}: the student wrote {row['prefix_chars']:,} characters, its whole "
+                "completion, so mask_prefix leaves nothing of it to train. Leave mask_prefix off, or drop such replies."
+            )
+        return masked
 
 
 def load(path: Path, name: str) -> Renderer:

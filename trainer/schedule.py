@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,7 +18,7 @@ class Stage(BaseModel):
     number: int = 0
     name: str = Field(alias="stage")
     config: str
-    kind: str
+    kind: Literal["sft", "grpo", "reward"]
     init: str
     rows: int
     tokens: int | None

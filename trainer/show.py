@@ -10,16 +10,15 @@ from rich.text import Text
 from trainer.render import IGNORED
 
 HEAD, TAIL = 160, 40  # tokens shown of each end of a long part
+DIRECTORY = "none, a directory"
 NUMBERS = ("rows", "tokens", "epochs", "steps", "lr")
 
 
 def plan(console: Console, content: dict[str, Any]) -> None:
     """Print the schedule and what to know about it."""
     dataset, model = content["dataset"], content["model"]
-    say(
-        console, f"dataset {dataset['source']}, {dataset['version']}, commit {dataset['commit'] or 'none, a directory'}"
-    )
-    say(console, f"model   {model['name']}, commit {model['revision'] or 'none, a directory'}")
+    say(console, f"dataset {dataset['source']}, {dataset['version']}, commit {dataset['commit'] or DIRECTORY}")
+    say(console, f"model   {model['name']}, commit {model['revision'] or DIRECTORY}")
     say(console, f"recipe  {content['recipe']}")
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for column in ("", "stage", "kind", "from", *NUMBERS, "state"):

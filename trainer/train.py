@@ -12,7 +12,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
-from trainer import lineage, plan, render, schedule
+from trainer import config, lineage, plan, render, schedule
 from trainer.errors import RecipeError, StageError
 from trainer.plan import Job
 from trainer.schedule import Stage
@@ -31,26 +31,27 @@ class Finished(NamedTuple):
     train_loss: float
 
 
-def run(
-    dataset: str, model: str, output: str | Path, recipe: str | Path = "sft", overrides: Iterable[str] = (), *,
-    until: str | None = None, model_revision: str | None = None, drop_too_long: bool = False, quiet: bool = False,
-) -> list[Finished]:  # fmt: skip
-    """Train the release's stages into `output`, going on after the last finished one. Raises TrainerError."""
+def run(job: Job, *, quiet: bool = False) -> list[Finished]:
+    """Train the job's stages into its output, going on after the last finished one. Raises TrainerError."""
     # Whatever can be refused is refused before the first step of training, too long rows included.
-    options: dict[str, Any] = {"until": until, "model_revision": model_revision, "drop_too_long": drop_too_long}
-    job = plan.prepare(dataset, model, output, recipe, overrides, **options)
     arguments = {stage.name: trl_arguments(job, stage, quiet) for stage in job.stages}
     held = plan.states(job)
     for stage in job.stages:
-        plan.refuse_other_work(job.output / stage.directory, held[stage.name][1])
+        plan.refuse_other_work(job.output / stage.directory, held[stage.name].differs)
     rows = render_missing(job, arguments)
+    told = {stage.name: plan.off_policy(job, stage, held[stage.name].initial_weights_sha256) for stage in job.stages}
+    for name in rows:
+        tell(name, told[name], arguments[name], quiet)
 
     # One stage after the other, each from the weights that its `init` names.
     finished: list[Finished] = []
     for stage in job.stages:
-        directory, record = job.output / stage.directory, held[stage.name][0]
-        wanted = plan.identity(job, stage, lineage.weights_sha256(job.initial(stage)))
+        directory, record = job.output / stage.directory, held[stage.name].record
+        known = job.base.weights_sha256 if stage.init == "base" else None
+        wanted = plan.identity(job, stage, known or lineage.weights_sha256(job.initial(stage)))
         if trained := record is None:
+            now = plan.off_policy(job, stage, wanted["initial_weights_sha256"])
+            tell(stage.name, [text for text in now if text not in told[stage.name]], arguments[stage.name], quiet)
             record = train_stage(job, stage, wanted, arguments[stage.name], rows[stage.name], quiet)
         plan.refuse_other_work(directory, lineage.differences(record, wanted))
         finished.append(Finished(stage.name, directory, trained, record["weights_sha256"], record["train_loss"]))
@@ -70,7 +71,7 @@ def trl_arguments(job: Job, stage: Stage, quiet: bool) -> SFTConfig:
             f"Stage {stage.name} is of kind {stage.kind}; this version trains {plan.TRAINED} stages only. Stop before "
             "it with --until STAGE, or choose another dataset."
         )
-    settings = dict(job.settings[stage.name])
+    settings = {name: value for name, value in job.settings[stage.name].items() if name not in config.OURS}
     # Rows come with tokens and labels; packing is the one preparation left to TRL.
     settings["dataset_kwargs"] = {"skip_prepare_dataset": not settings.get("packing", False)}
     settings.setdefault("disable_tqdm", quiet or not sys.stderr.isatty())
@@ -107,8 +108,7 @@ def train_stage(job: Job, stage: Stage, wanted: Record, args: SFTConfig, rows: r
     trainer = ScheduledTrainer(str(job.initial(stage)), args, train_dataset=rows.dataset(), processing_class=tokenizer)
     if quiet:
         trainer.remove_callback(PrinterCallback)
-    elif first:
-        print(f"stage {stage.name}: {len(rows.order):,} rows, from {stage.init}", file=sys.stderr, flush=True)
+    tell(stage.name, [f"{len(rows.order):,} rows, from {stage.init}"], args, quiet)
     loss = trainer.train().training_loss
     if not math.isfinite(loss):
         raise StageError(f"Stage {stage.name} ended with loss {loss}; nothing was kept. Lower its learning_rate.")
@@ -116,9 +116,7 @@ def train_stage(job: Job, stage: Stage, wanted: Record, args: SFTConfig, rows: r
     # The directory gets its name only when everything in it is on disk.
     trainer.save_model()
     if first:
-        (partial / "training_args.bin").unlink(
-            missing_ok=True
-        )  # a pickle with this machine's paths; training.json says it all
+        (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle with paths; training.json says it all
         lineage.commit(partial, job.output / stage.directory, wanted | record_of(job, stage, rows, trainer))
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
@@ -135,7 +133,8 @@ def record_of(job: Job, stage: Stage, rows: render.Rendered, trainer: SFTTrainer
     return (
         stage.model_dump(include={"number", "init"})
         | {"dataset": job.release.origin | {"config": stage.config}, "recipe": job.recipe}
-        | {"base_model": job.base.name, "base_revision": job.base.revision, "weights_sha256": weights}
+        | {"base_model": job.base.name, "base_revision": job.base.revision}
+        | {"base_weights_sha256": job.base.weights_sha256, "weights_sha256": weights}
         | {"rows": len(rows.order), "dropped_rows": rows.dropped}
         | {"tokens": rows.tokens, "trained_tokens": rows.trained_tokens}
         | {"steps": trainer.state.global_step, "processes": args.world_size}
@@ -149,6 +148,12 @@ def first_process(args: SFTConfig) -> Iterator[bool]:
     """The block runs in the first process, then in the others; says which one this is."""
     with args.main_process_first(local=False):
         yield bool(args.process_index == 0)
+
+
+def tell(stage: str, lines: Iterable[str], args: SFTConfig, quiet: bool) -> None:
+    """Lines about a stage, on stderr and from one process."""
+    for line in lines if args.process_index == 0 and not quiet else ():
+        print(f"stage {stage}: {line}", file=sys.stderr, flush=True)
 
 
 def order_seed(args: TrainingArguments) -> int:

@@ -1,7 +1,7 @@
 -- stg_candidates
--- Purpose     Everything known of every teacher reply in one row: what a stage's `where` and your experiments read.
+-- Purpose     Everything known of every candidate reply in one row: what a stage's `where` and your experiments read.
 -- Inputs      stg_responses, stg_prompts, stg_scores, stg_verdicts (decides), stg_features
--- Output      one row per teacher reply, columns named as in the release config `candidates`
+-- Output      one row per reply of role teacher, mixed or rewrite, columns named as in the release config `candidates`
 -- Parameters  none
 -- Source      our choice
 -- Try it      duckdb runs/demo/run.duckdb -readonly -c "describe stg_candidates"
@@ -28,4 +28,4 @@ left join stg_prompts as prompts using (prompt_id)
 left join stg_scores as scores using (response_id)
 left join stg_verdicts as verdicts on verdicts.response_id = responses.response_id and verdicts.decides
 left join stg_features as features on features.response_id = responses.response_id
-where responses.role = 'teacher';
+where responses.role in ('teacher', 'mixed', 'rewrite');

@@ -30,7 +30,7 @@ class Ask:
 
     @property
     def question(self) -> str:
-        return str(self.body["messages"][-1]["content"])
+        return str(self.body["messages"][-1]["content"] if "messages" in self.body else self.body["prompt"])
 
 
 Script = Callable[[Ask], web.StreamResponse | int | bytes | None]
@@ -45,6 +45,8 @@ class Endpoint:
     models_body: bytes | None = None
     delay_s: float = 0.0
     logprobs: bool = True
+    completes: bool = False  # raw completions are there too; their asks have a `prompt`
+    text_script: Script = lambda ask: None
     url: str = ""
     asks: list[Ask] = field(default_factory=list)
     in_flight: int = 0
@@ -67,7 +69,7 @@ class Endpoint:
         try:
             if self.delay_s:
                 await asyncio.sleep(self.delay_s)
-            said = self.script(ask)
+            said = (self.script if "messages" in body else self.text_script)(ask)
         finally:
             self.in_flight -= 1
         if said is DROP:
@@ -79,7 +81,8 @@ class Endpoint:
             return said
         if isinstance(said, int):
             return web.json_response({"error": {"message": f"scripted {said}"}}, status=said)
-        body_out = said if isinstance(said, bytes) else json.dumps(reply_to(body, self.logprobs)).encode()
+        default = reply_to if "messages" in body else text_reply_to
+        body_out = said if isinstance(said, bytes) else json.dumps(default(body, self.logprobs)).encode()
         return web.Response(body=body_out, content_type="application/json")
 
 
@@ -112,6 +115,21 @@ def reply_to(body: dict[str, Any], logprobs: bool = True) -> dict[str, Any]:
     return {"id": "c-1", "object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage}
 
 
+def text_reply_to(body: dict[str, Any], logprobs: bool = True) -> dict[str, Any]:
+    """A text completion of two words; a prompt of text has a token a word, one of ids a token an id."""
+    prompt = body["prompt"].split() if isinstance(body["prompt"], str) else body["prompt"]
+    tokens = [" and", " so"][: body.get("max_tokens", 16)]
+    named = {"tokens": tokens, "token_logprobs": [-0.5] * len(tokens)}
+    choice = {
+        "index": 0,
+        "text": "".join(tokens),
+        "finish_reason": "length",
+        "logprobs": named if logprobs and body.get("logprobs") is not None else None,
+    }
+    usage = {"prompt_tokens": len(prompt), "completion_tokens": len(tokens)}
+    return {"id": "t-1", "object": "text_completion", "model": body["model"], "choices": [choice], "usage": usage}
+
+
 @contextmanager
 def endpoint(**options: Any) -> Iterator[Endpoint]:
     """Serve until the block ends; `url` is the base address."""
@@ -122,6 +140,8 @@ def endpoint(**options: Any) -> Iterator[Endpoint]:
     async def serve() -> None:
         app = web.Application(client_max_size=2**26)
         app.add_routes([web.get("/v1/models", server.models), web.post("/v1/chat/completions", server.chat)])
+        if server.completes:
+            app.add_routes([web.post("/v1/completions", server.chat)])
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)

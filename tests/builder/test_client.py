@@ -20,7 +20,7 @@ WIRE = [json.loads(line) for line in WIRE_FILE.read_text(encoding="utf-8").split
 def call(url: str, **options: Any) -> bytes:
     async def once() -> bytes:
         async with Client([Endpoint(url=url, **options)]) as client:
-            return (await client.chat(PAYLOAD, client.lanes[0]))[0]
+            return await client.post("/chat/completions", PAYLOAD, client.lanes[0])
 
     return asyncio.run(once())
 

@@ -114,6 +114,11 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
         ("stages.low.init=high", "nor an earlier stage"),
         ("prompts.0.gold={column: a, pattern: '#### .+'}", "needs exactly one group"),
         ("prompts.0={source: q, prompt: a, messages: b}", "not both"),
+        (
+            "student={model: s, backend: endpoint}",
+            "student: backend is endpoint, but there is none; add student.endpoint",
+        ),
+        ("student={model: s, endpoint: {url: 'http://h/v1'}}", "student: there is an endpoint, but no backend"),
     ],
 )
 def test_a_wrong_override_says_what_is_wrong_with_it(tmp_path: Path, override: str, said: str) -> None:
@@ -182,6 +187,14 @@ def test_a_recipe_is_a_path_else_a_packaged_name_else_a_folder(tmp_path: Path) -
     assert find_recipe(str(tmp_path)) == tmp_path / "recipe.yaml"
     with pytest.raises(UsageError, match="did you mean 'gsm8k'"):
         find_recipe("gsm8")
+
+
+def test_a_student_may_keep_an_endpoint_that_it_does_not_use(tmp_path: Path) -> None:
+    recipe = load(tmp_path, "student={model: s, backend: endpoint, endpoint: {url: 'http://h/v1'}}")
+    assert Recipe.model_validate(recipe.resolved()) == recipe
+    local = load(tmp_path, "student={model: s, backend: local, endpoint: {url: 'http://h/v1'}}")
+    assert local.require_student().backend == "local"
+    assert local.hash() == recipe.hash()
 
 
 def test_endpoints_and_folders_do_not_change_the_hash_of_a_recipe(tmp_path: Path) -> None:

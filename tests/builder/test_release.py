@@ -62,7 +62,7 @@ def test_layout_and_manifest(made: Selected) -> None:
     ]
     assert manifest["prompts"] == [{"source": "toy.jsonl", "revision": None, "license": "mit", "rows": 3}]
     assert manifest["calls"] == {
-        "attempts": 0, "maybe_billed": 0, "replies": 12, "prompt_tokens": 84, "completion_tokens": 252,
+        "attempts": 0, "maybe_billed": 0, "replies": 12, "rollouts": 0, "prompt_tokens": 84, "completion_tokens": 252,
         "cost_usd": pytest.approx(0.012),
     }  # fmt: skip
     for path, sha256 in manifest["sql"].items():

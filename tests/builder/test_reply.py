@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 
 from builder.errors import BuilderError, EndpointError, FatalReply
 from builder.reply import Reply, parse_reply
+from builder.text import canonical_text
+from builder.tokens import align
 
-WIRE_FILE = Path(__file__).parents[1] / "data/wire_replies.jsonl"
-WIRE = [json.loads(line) for line in WIRE_FILE.read_text(encoding="utf-8").split("\n") if line]
+DATA = Path(__file__).parents[1] / "data"
+WIRE = [json.loads(line) for line in (DATA / "wire_replies.jsonl").read_text(encoding="utf-8").split("\n") if line]
+VLLM = [json.loads(line) for line in (DATA / "vllm_replies.jsonl").read_text(encoding="utf-8").split("\n") if line]
 
 
 def body(message: str, finish: str = '"stop"', more: str = "") -> bytes:
@@ -179,3 +182,26 @@ def test_the_tokens_of_real_replies_spell_their_text() -> None:
     for reply in real.values():
         assert b"".join(reply.pieces).decode().removesuffix("<|im_end|>") == reply.answer
     assert len(real["wire-0015"].token_ids) == 10
+
+
+OF_VLLM: dict[str, tuple[str, bool, int]] = {  # id: (format, whether an answer follows, tokens)
+    "vllm-inline-tags": ("tags", True, 75),
+    "vllm-inline-prefilled": ("prefilled", True, 73),
+    "vllm-inline-cut": ("unclosed", False, 14),
+    "vllm-field": ("field", True, 75),
+    "vllm-field-prefilled": ("field", True, 73),
+    "vllm-field-cut": ("field", False, 14),
+}
+
+
+@pytest.mark.parametrize("row", VLLM, ids=lambda row: row["id"])
+def test_every_dialect_of_vllm_gives_the_same_reply_with_all_its_tokens(row: dict[str, Any]) -> None:
+    reply = parse_reply(row["body"].encode())
+    form, answered, size = OF_VLLM[row["id"]]
+    assert (reply.reasoning_format, reply.completion_tokens) == (form, size)
+    assert len(reply.pieces) == len(reply.token_ids) == len(reply.logprobs) == size
+    assert (reply.reasoning or "").startswith("We need the number of pens at the end.\nFirst add")
+    assert (reply.reasoning or "").endswith("So there are 62 pens." if answered else "First add")
+    assert (reply.answer, reply.finish_reason) == (("The answer is 62.", "stop") if answered else (None, "length"))
+    ends = align(reply.pieces, reply.reasoning, reply.answer)
+    assert int(ends[-1]) == len(canonical_text(reply.reasoning, reply.answer).encode())

@@ -11,7 +11,7 @@ from builder import student as students
 from builder.config import Student
 from builder.errors import ScoreError
 from builder.score import score
-from builder.student import CannotRender, LocalStudent
+from builder.student import CannotRender, LocalStudent, StudentTokenizer
 
 torch.set_num_threads(1)
 
@@ -29,6 +29,19 @@ def test_a_template_that_opens_the_think_block_is_not_answered_twice(tmp_path: P
         local.render(prompt()["messages"], None, "three")
     run = make_run(tmp_path / "run", [reply("r")])
     assert score(run, recipe(folder)).statuses == {"ok": 1}
+
+
+def test_rendering_needs_no_weights(tmp_path: Path) -> None:
+    folder = save_student(tmp_path / "student", positions=300)
+    local = LocalStudent(Student(model=str(folder)))
+    expected = [local.render(prompt()["messages"], row["reasoning"], row["answer"]) for row in REPLIES]
+    (folder / "model.safetensors").unlink()
+    tokens = StudentTokenizer(Student(model=str(folder)))
+    assert [tokens.render(prompt()["messages"], row["reasoning"], row["answer"]) for row in REPLIES] == expected
+    assert (tokens.context, tokens.vocabulary) == (local.context, local.vocabulary) == (300, len(tokens.tokenizer))
+    text, ids = tokens.prompt(prompt()["messages"])
+    assert text.endswith("<|im_start|>assistant\n")
+    assert ids == expected[0].prompt_ids == tokens.ids(text)
 
 
 @pytest.mark.parametrize("cap", [None, 5.0])

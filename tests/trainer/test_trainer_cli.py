@@ -131,7 +131,14 @@ def test_mistakes_end_with_one_message_and_a_code(
 
 @pytest.mark.parametrize(
     ("error", "message"),
-    [(MemoryError("too big"), "Unexpected MemoryError: too big"), (OSError(28, "No space left"), "Unexpected OSError")],
+    [
+        (MemoryError("too big"), "Unexpected MemoryError: too big"),
+        (OSError(28, "No space left"), "Unexpected OSError"),
+        (
+            ModuleNotFoundError("No module named 'trl'"),
+            "Unexpected ModuleNotFoundError: No module named 'trl'. Training needs it: pip install",
+        ),
+    ],
 )
 def test_the_unexpected_ends_with_one_message_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], release: Path, student: Path, tmp_path: Path,

@@ -11,14 +11,14 @@ import trl
 from trainer_toys import CHATML, edit_manifest, save_student, stage_rows, train_tokenizer, write_release
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trainer import lineage, schedule, train
+from trainer import lineage, plan, schedule, train
 from trainer.errors import ModelError, RecipeError, StageError
 
 TWO = ["defaults.num_train_epochs=2", "defaults.per_device_train_batch_size=4"]
 
 
 def go(release: Path, student: Path, output: Path, *overrides: str, **options: Any) -> list[train.Finished]:
-    return train.run(str(release), str(student), output, "smoke", overrides, quiet=True, **options)
+    return train.run(plan.prepare(str(release), str(student), output, "smoke", overrides, **options), quiet=True)
 
 
 def record(directory: Path) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def reply(number: int, position: Any, **changes: Any) -> dict[str, Any]:
         "completion": [{"role": "assistant", "content": f"<think>\none more than {number}\n</think>\n\n{number + 1}"}],
         "position": position, "response_id": f"r{number}", "prompt_id": f"p{number}", "domain": "math",
         "temperature": 0.6, "policy": "teacher", "teacher": "t", "teacher_revision": "1", "n_candidates": 1,
-        "teacher_sentences": 1, "sentence_count": 1, "mean_delta": 0.2, "student_tokens": 20, "prefix_chars": None,
+        "teacher_sentences": 1, "sentence_count": 1, "mean_delta": 0.2, "student_tokens": 20, "prefix_chars": 0,
         "source": "toy", "source_license": "mit",
     }  # fmt: skip
     return row | changes

@@ -1,0 +1,122 @@
+"""What the report says of the latest selection and of every release. Reads a run, returns plain values."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from builder.errors import TableError
+from builder.release import latest_release, read_manifest
+from builder.report_numbers import events
+from builder.store import Run
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """The latest selection. What only `builder select` counts is None where a manifest is all there is."""
+
+    source: str
+    time: str
+    selection_id: str
+    rules: tuple[Mapping[str, Any], ...]
+    stages: tuple[Mapping[str, Any], ...]
+    totals: Mapping[str, Any] | None
+    stale: str | None
+
+
+@dataclass(frozen=True)
+class ReleaseSummary:
+    """One release by its manifest, and the rows of each policy by its data."""
+
+    version: str
+    created: str
+    parent: str | None
+    build_id: str
+    stages: tuple[Mapping[str, Any], ...]
+
+
+def funnel(run: Run) -> Funnel | None:
+    """The latest selection: from `builder select`, or from the newest manifest where that one is of another selection
+    and younger (`builder release` selects by itself). None before the first."""
+    made = next((event for event in reversed(events(run)) if event["step"] == "select"), None)
+    newest = latest_release(run)
+    manifest = newest.manifest if newest else None
+    if made is None and manifest is None:
+        return None
+    if manifest is not None and (made is None or _overtaken(made, manifest)):
+        selection = manifest["selection"]["selection_id"]
+        rules = tuple(
+            {"rule_name": row["rule"], **{name: row[name] for name in ("breaks", "breaks_alone", "tokens")}}
+            for row in manifest["funnel"]
+        )
+        stages = tuple(
+            {"name": row["stage"], **{name: row[name] for name in ("kind", "rows", "tokens")}}
+            for row in manifest["schedule"]
+        )
+        source = f"release {manifest['version']}"
+        return Funnel(source, manifest["created"], selection, rules, stages, None, _stale(run, selection, None))
+    assert made is not None
+    totals = {name: value for name, value in made.items() if isinstance(value, int | float | None)}
+    return Funnel(
+        source="builder select",
+        time=made["time"],
+        selection_id=made["selection_id"],
+        rules=tuple(made["funnel"]),
+        stages=tuple(made["stages"]),
+        totals=totals,
+        stale=_stale(run, made["selection_id"], made["replies"]),
+    )
+
+
+def _overtaken(made: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
+    other = made["selection_id"] != manifest["selection"]["selection_id"]
+    return other and datetime.fromisoformat(made["time"]) <= datetime.fromisoformat(manifest["created"])
+
+
+def _stale(run: Run, selection_id: str, replies: int | None) -> str | None:
+    """Why the numbers are not those of today's tables; None where they are."""
+    now = run.ids("selection", "selection_id")
+    if now and now != {selection_id}:
+        return "Table selection holds another selection by now; run builder select, then builder report again."
+    teacher = run.scan("responses").filter(pl.col("role") == "teacher").select(pl.len()).collect().item()
+    if replies is not None and replies != teacher:
+        return f"The run holds {teacher:,} teacher replies by now; run builder select, then builder report again."
+    return None
+
+
+def releases(run: Run) -> list[ReleaseSummary]:
+    """Every release with a manifest, the oldest first."""
+    paths = [path for path in run.releases.glob("v[0-9]*") if path.name[1:].isdigit()]
+    whole = sorted((path for path in paths if (path / ".builder" / "manifest.json").is_file()), key=_version)
+    return [_summary(path, read_manifest(path)) for path in whole]
+
+
+def _version(path: Path) -> int:
+    return int(path.name[1:])
+
+
+def _summary(path: Path, manifest: Mapping[str, Any]) -> ReleaseSummary:
+    stages = tuple({**entry, "policies": _policies(path / "data" / entry["config"])} for entry in manifest["schedule"])
+    return ReleaseSummary(manifest["version"], manifest["created"], manifest["parent"], manifest["build_id"], stages)
+
+
+def _policies(folder: Path) -> dict[str, int]:
+    """Rows by policy; empty where all are the teacher's, or where the stage has no such column."""
+    found: Counter[str] = Counter()
+    for file in sorted(folder.glob("*.parquet")):
+        try:
+            if "policy" not in pq.read_schema(file).names:
+                return {}
+            found.update(map(str, pq.ParquetFile(file).read(["policy"])["policy"].to_pylist()))
+        except (OSError, pa.ArrowException) as error:
+            raise TableError(
+                f"{file} cannot be read as Parquet ({error}). Its release is damaged; restore it from where it was "
+                "published, or delete its folder and run builder release."
+            ) from error
+    return dict(found) if set(found) - {"teacher"} else {}
