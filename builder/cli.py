@@ -172,6 +172,8 @@ def plan(
     overrides: Overrides = None,
     run: RunOption = None,
     pilot: Annotated[int | None, typer.Option("--pilot", min=1, help="First ask K prompts, for estimates.")] = None,
+    tokens_per_reply: Annotated[float | None, typer.Option(min=1, help="Assume this many, measure none.")] = None,
+    tokens_per_second: Annotated[float | None, typer.Option(min=1, help="Rate of all endpoints, for hours.")] = None,
     limit: LimitOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -186,7 +188,14 @@ def plan(
 
         if pilot is not None:
             context.steps.generate()
-        show_plan(context.reporter, context.recipe, make_plan(context.run, context.recipe, limit=limit))
+        made = make_plan(
+            context.run,
+            context.recipe,
+            limit=limit,
+            tokens_per_reply=tokens_per_reply,
+            tokens_per_second=tokens_per_second,
+        )
+        show_plan(context.reporter, context.recipe, made)
 
 
 @app.command()

@@ -30,7 +30,9 @@ class Interval:
 class Plan:
     """Requests of a recipe and what the missing ones would cost. Nulls are unknown, not zero.
 
-    `completion_tokens` are estimated from this run's replies; before there are any, only `at_most_tokens` is known.
+    `completion_tokens` are estimated from this run's replies, or from the given tokens a reply (`is_assumed`); without
+    either, only `at_most_tokens` is known. `hours` need a given rate. `mixed_at_most` rollouts of the student, and as
+    many continuations by the teacher, come on top with `builder mix`.
     """
 
     prompts: int
@@ -44,10 +46,24 @@ class Plan:
     disk_bytes: Interval | None
     measured_replies: int
     warnings: list[str]
+    hours: Interval | None = None
+    is_assumed: bool = False
+    mixed_at_most: int | None = None
 
 
-def make_plan(run: Run, recipe: Recipe, *, limit: int | None = None) -> Plan:
-    """Count what is wanted, what is stored, and what the rest would cost."""
+def make_plan(
+    run: Run,
+    recipe: Recipe,
+    *,
+    limit: int | None = None,
+    tokens_per_reply: float | None = None,
+    tokens_per_second: float | None = None,
+) -> Plan:
+    """Count what is wanted, what is stored, and what the rest would cost.
+
+    Given `tokens_per_reply` (completion tokens) stand in for measured ones; `tokens_per_second` is the rate of all
+    endpoints together and gives hours.
+    """
     warnings = _unpinned(recipe)
     prompts = _countable(recipe, limit, warnings)
     if recipe.teacher is None:
@@ -61,6 +77,8 @@ def make_plan(run: Run, recipe: Recipe, *, limit: int | None = None) -> Plan:
         rows, duplicates, conflicts = prompts, 0, 0
         wanted = _declared_need(run, recipe, rows, stored)
     tokens, prompt_mean, replies = _measured(run, recipe)
+    if tokens_per_reply is not None:
+        tokens = Interval(tokens_per_reply, tokens_per_reply, tokens_per_reply)
     missing = wanted.missing
     total = Interval(tokens.value * missing, tokens.low * missing, tokens.high * missing) if tokens else None
     at_most = missing * recipe.generation.max_tokens
@@ -76,7 +94,16 @@ def make_plan(run: Run, recipe: Recipe, *, limit: int | None = None) -> Plan:
         disk_bytes=_disk(recipe, total),
         measured_replies=replies,
         warnings=warnings,
+        hours=_hours(total, tokens_per_second),
+        is_assumed=tokens_per_reply is not None,
+        mixed_at_most=min(recipe.mixed_policy.prompts, rows) if recipe.mixed_policy else None,
     )
+
+
+def _hours(tokens: Interval | None, tokens_per_second: float | None) -> Interval | None:
+    if tokens is None or tokens_per_second is None:
+        return None
+    return Interval(*(value / tokens_per_second / 3600 for value in (tokens.value, tokens.low, tokens.high)))
 
 
 def _without_teacher(prompts: Prompts | int, warnings: list[str]) -> Plan:

@@ -17,7 +17,7 @@ import yaml
 
 from builder import journal
 from builder.card import render_card
-from builder.config import Recipe
+from builder.config import MixedPolicy, Recipe
 from builder.errors import ReleaseError
 from builder.identity import canonical_json, rowset_hash, sha256_hex
 from builder.models import resolved_revision
@@ -235,6 +235,7 @@ def _manifest(
             for row in selected.funnel
         ],
         "rollout": rollout(run) if is_mixed(run, recipe) else None,
+        "mixed_policy": mixed_policy(run, recipe.mixed_policy) if is_mixed(run, recipe) else None,
         "files": [file_entry(work, path) for path in sorted(work.rglob("*")) if path.is_file()],
         "schedule": schedule,
         "calls": calls(run),
@@ -254,6 +255,26 @@ def build_id(run: Run, recipe: Recipe, sql_hashes: Mapping[str, str]) -> str:
 def rollout(run: Run) -> dict[str, str | None]:
     """The checkpoint that began the mixed rows: its weights, and what they were trained from and on."""
     return run.read("rollouts", ["base", "dataset", "stage", "weights_sha256"]).row(0, named=True)
+
+
+def mixed_policy(run: Run, policy: MixedPolicy | None) -> dict[str, Any] | None:
+    """How the mixed rows were made and how many there are, counted from the tables."""
+    if policy is None:
+        return None
+    rollouts = run.read("rollouts", ["hit_cap", "outcome", "continuation_id"])
+    rows = run.scan("selection").filter(pl.col("stage") == policy.stage).select(response_id="grain_id")
+    roles = rows.join(run.scan("responses").select("response_id", "role"), on="response_id").collect()["role"]
+    settings = policy.model_dump(mode="json", include={"keep", "length_cap", "cut", "temperature", "off_policy_ratio"})
+    return {
+        "stage": policy.stage,
+        **settings,
+        "rollouts": rollouts.height,
+        "hit_cap": int(rollouts["hit_cap"].sum()),
+        "cut_rollouts": int((rollouts["outcome"] == "cut").sum()),
+        "continued": rollouts.height - rollouts["continuation_id"].null_count(),
+        "mixed_rows": int((roles == "mixed").sum()),
+        "off_policy_rows": int((roles != "mixed").sum()),
+    }
 
 
 def prompt_sources(run: Run) -> list[dict[str, Any]]:

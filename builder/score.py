@@ -211,12 +211,13 @@ def _candidate(
 
 def _teacher_side(candidate: _Candidate, row: dict[str, Any], pieces: _TokenBytes) -> None:
     values = row["logprob"]
-    if row["prefix_chars"]:
-        reason = f"its first {row['prefix_chars']} characters are the student's: teacher logprobs cover the rest only"
+    if row["prefix_chars"] or not values:
+        reason = "the endpoint gave no logprobs for this reply"
+        if row["prefix_chars"]:
+            reason = (
+                f"its first {row['prefix_chars']} characters are the student's: teacher logprobs cover the rest only"
+            )
         candidate.fail("no_teacher_logprobs", reason)
-        return
-    if not values:
-        candidate.fail("no_teacher_logprobs", "the endpoint gave no logprobs for this reply")
         return
     if row["logprobs_mode"] != "raw":
         candidate.fail(

@@ -45,10 +45,16 @@ def show_plan(reporter: Reporter, recipe: Recipe, plan: Plan) -> None:
         rows.append(("USD", _estimate(plan.cost_usd)))
     if plan.at_most_usd is not None:
         rows.append(("USD, at most (output)", f"{plan.at_most_usd:,.2f}"))
+    if plan.hours:
+        rows.append(("hours at the given rate", _estimate(plan.hours)))
     if plan.disk_bytes:
         rows.append(("disk, MB", _estimate(Interval(*(v / 1e6 for v in asdict(plan.disk_bytes).values())))))
+    if plan.mixed_at_most is not None:
+        rows.append(("builder mix, on top, at most", f"{plan.mixed_at_most:,} rollouts, as many continuations"))
     reporter.table(f"Plan of {recipe.name}", ("", ""), rows)
-    if plan.measured_replies:
+    if plan.is_assumed:
+        reporter.line("Estimates from the given tokens a reply: an assumption, nothing was measured.")
+    elif plan.measured_replies:
         reporter.line(f"Estimates from {plan.measured_replies:,} replies of this run, 95% interval of the mean.")
     elif plan.need.missing:
         reporter.line("No reply yet to estimate from: --pilot K asks the first K prompts (and keeps the replies).")

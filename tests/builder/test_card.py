@@ -45,6 +45,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
         },
         "funnel": [{"rule": "answer_wrong", "breaks": 4_408, "breaks_alone": 3_309, "tokens": 55_510}],
         "rollout": None,
+        "mixed_policy": None,
         "files": [
             {"path": f"data/{name}/train-{i:05d}-of-00002.parquet", "sha256": SHA, "bytes": size, "rows": rows}
             for name, i, rows, size in data

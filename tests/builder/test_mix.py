@@ -189,8 +189,8 @@ def test_a_second_mix_asks_nothing_and_releases_nothing(mixed: Toy, tmp_path: Pa
     shutil.copytree(mixed.root, again.root)
     before = again.requests()
     steps = again.steps()
-    steps.mix(again.checkpoint)
-    assert again.requests() - before <= 7  # one token each, to see that the teacher still goes on
+    steps.mix(again.checkpoint, again.url)
+    assert again.requests() - before <= 8  # one token each, to see that teacher and student are what they were
     assert not steps.release().is_new
 
 
@@ -225,16 +225,16 @@ def test_without_a_mix_there_is_no_mixed_stage(released: Toy) -> None:
 def test_rollouts_that_all_end_by_themselves_are_a_message_not_an_empty_config(toy: Toy) -> None:
     before = toy.requests()
     with pytest.raises(MixError, match=r"12 rollouts, 0 of them hit their cap \(12 not_kept\)") as caught:
-        toy.steps(length_cap=4.0).mix(toy.checkpoint)
+        toy.steps(length_cap=4.0).mix(toy.checkpoint, toy.url)
     assert "cap_or_wrong" in str(caught.value)
-    assert toy.requests() - before <= 7
+    assert toy.requests() - before <= 8 + QUESTIONS  # the rollouts, and one token each to see who can do what
     assert "mixed" not in Run(toy.root / "run").ids("responses", "role")
     assert [stage.name for stage in toy.steps().select().stages] == ["low-temperature", "high-temperature"]
 
 
 def test_wrong_rollouts_are_kept_by_their_verdict(toy: Toy) -> None:
     with pytest.raises(MixError, match="No rollout can be continued"):
-        toy.steps(length_cap=4.0, keep="wrong", temperature=0.0).mix(toy.checkpoint)
+        toy.steps(length_cap=4.0, keep="wrong", temperature=0.0).mix(toy.checkpoint, toy.url)
     verdicts = Run(toy.root / "run").read("verdicts")
     rollouts = Run(toy.root / "run").read("responses").filter(role="student")
     assert set(rollouts["response_id"]) <= set(verdicts["response_id"])
@@ -272,9 +272,9 @@ def test_a_teacher_that_cannot_go_on_costs_no_rollout(toy: Toy) -> None:
 def test_an_endpoint_that_serves_another_student_is_refused(toy: Toy) -> None:
     with endpoint() as server, pytest.raises(MixError, match="serves another model or template"):
         toy.steps().mix(toy.checkpoint, server.url)
-    with endpoint(models_body=b'{"data": [{"id": "a"}, {"id": "b"}]}') as server:
-        with pytest.raises(MixError, match=r"serves a, b; which one is .*checkpoint"):
-            toy.steps().mix(toy.checkpoint, server.url)
+    two = b'{"data": [{"id": "a"}, {"id": "b"}]}'
+    with endpoint(models_body=two) as server, pytest.raises(MixError, match=r"serves a, b; which one is .*checkpoint"):
+        toy.steps().mix(toy.checkpoint, server.url)
 
 
 def test_the_students_server_may_be_given(toy: Toy) -> None:
@@ -293,3 +293,14 @@ def test_an_empty_selection_has_nothing_to_roll_out(toy: Toy) -> None:
     )
     with pytest.raises(MixError, match="no reply to roll out on"):
         Steps(steps.run, changed, toy.root, steps.reporter).mix(toy.checkpoint)
+
+
+def test_the_card_says_how_mixed_rows_came_about(mixed: Toy) -> None:
+    card = (mixed.root / "run/releases/v2/README.md").read_text()
+    manifest = read_manifest(mixed.root / "run/releases/v2")
+    found = manifest["mixed_policy"]
+    assert (found["rollouts"], found["hit_cap"], found["cut_rollouts"], found["continued"]) == (QUESTIONS,) * 4
+    assert found["mixed_rows"] + found["off_policy_rows"] == manifest["schedule"][2]["rows"]
+    assert f"{found['mixed_rows']} rows of stage `mixed-policy` have `policy = mixed`" in card
+    assert manifest["rollout"]["weights_sha256"][:16] in card
+    assert "Mixed-policy" not in (mixed.root / "run/releases/v1/README.md").read_text()
