@@ -100,6 +100,11 @@ class Harmony(ThinkTagCompletions):
     name_of_adapter: ClassVar[str] = "harmony"
     shows_markers: ClassVar[bool] = True
 
+    def payload(self, request: Request, *, token_ids: bool) -> dict[str, Any]:
+        # Chat adds these for gpt-oss, raw completions do not: without them a tool call would go on for ever.
+        stops = self.tokenizer.convert_tokens_to_ids(["<|return|>", "<|call|>"])
+        return {**super().payload(request, token_ids=token_ids), "stop_token_ids": stops}
+
     def prefix_ids(self, prompt: str, begun: Prefix) -> list[int]:
         """The message that the prefix begins, left open; one before it is closed."""
         opening = "" if prompt.endswith("<|start|>assistant") else "<|start|>assistant"

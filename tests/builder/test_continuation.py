@@ -62,6 +62,7 @@ def test_harmony_ids_open_the_analysis_or_the_final_message() -> None:
     payload = wire.payload(request(THINKING), token_ids=True)
     assert payload["skip_special_tokens"] is False and payload["logprobs"] == 0
     assert "reasoning_effort" not in payload
+    assert payload["stop_token_ids"] == tokenizer.convert_tokens_to_ids(["<|return|>", "<|call|>"])
 
 
 def test_markers_that_a_student_spells_stay_text_and_end_no_message() -> None:
