@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from builder.errors import BuilderError, UsageError
-from builder.store import write_text
+from builder.report_numbers import evaluations, readings
+from builder.store import Run, write_text
 
 QUESTIONS: Final = 600
 HELD_OUT: Final = 200
@@ -27,7 +27,6 @@ _TRAINING: Final = (
     "defaults.lr_scheduler_type=cosine",
     "defaults.num_train_epochs=8",
 )
-_THIRD_STAGE: Final = ("stages.mixed-policy.learning_rate=3e-3", "stages.mixed-policy.num_train_epochs=4")
 
 
 class DemoFailed(BuilderError):
@@ -68,10 +67,10 @@ class _Demo:
             )
         return done.stdout or ""
 
-    def train(self, version: str, *overrides: str) -> None:
+    def train(self, version: str) -> None:
         """Train the stages of a release that are not trained yet, beside the other models."""
         where = ("--dataset", f"runs/demo/releases/{version}", "--model", "models/student", "--output", "models")
-        self.command("trainer", "run", *where, "--recipe", "smoke", "--quiet", *_TRAINING, *overrides)
+        self.command("trainer", "run", *where, "--recipe", "smoke", "--quiet", *_TRAINING)
 
     def accuracy(self, label: str, model: str) -> dict[str, Any]:
         """pass@1 of one model on the held-out questions, greedy sampling left aside: T = 1.0."""
@@ -109,7 +108,7 @@ def run_demo(folder: Path, *, quiet: bool = False) -> None:
         demo.command("builder", "mix", "demo", "--student", "models/2-high-temperature")
     demo.command("builder", "release", "demo")
     demo.say("Train again: the finished stages are kept, only the third is new.")
-    demo.train("v2", *_THIRD_STAGE)
+    demo.train("v2")
     demo.say(f"Accuracy on {HELD_OUT} held-out questions, one reply each at T = 1.0.")
     results = _results(demo)
     write_text(json.dumps(results, indent=2) + "\n", folder / "results.json")
@@ -161,7 +160,7 @@ def _teacher(demo: _Demo) -> Iterator[None]:
 def _results(demo: _Demo) -> dict[str, Any]:
     """Accuracy of student, each stage and teacher, with rows and seconds."""
     stages = sorted(path for path in (demo.folder / "models").glob("[0-9]*-*") if path.is_dir())
-    models = {"student before": "models/student"}
+    models = {"student": "models/student"}
     models |= {f"after {path.name.partition('-')[2]}": f"models/{path.name}" for path in stages}
     models |= {"teacher": "models/teacher"}
     accuracy = {label: demo.accuracy(label, model) for label, model in models.items()}
@@ -185,9 +184,8 @@ def _show(demo: _Demo, results: Mapping[str, Any]) -> None:
         table.add_row(label, f"{found['correct']} of {found['replies']}", f"{found['pass_at_1']:.1%}", interval)
     demo.console.print()
     demo.console.print(table)
-    labels = list(results["accuracy"])
-    for before, after in pairwise(labels[:-1]):
-        demo.console.print(_reading(before, after, results["accuracy"]), highlight=False)
+    for reading in readings(evaluations(Run(demo.folder / "runs" / "demo")))[:-1]:  # all but the teacher's
+        demo.console.print(f"{reading.before} → {reading.after}: {reading.gain:+.1%}, {reading.words}")
     demo.console.print(
         f"\n{results['seconds']} s, one student, one seed: the run shows the path, not that each step helps."
     )
@@ -196,12 +194,3 @@ def _show(demo: _Demo, results: Mapping[str, Any]) -> None:
         f"Change a filter: cd {demo.folder.name}; builder select demo 'selection.rules=[answer_wrong]'",
         markup=False,
     )
-
-
-def _reading(before: str, after: str, accuracy: Mapping[str, Any]) -> str:
-    """Whether two intervals are apart; overlapping ones are called noise."""
-    first, second = accuracy[before], accuracy[after]
-    gain = second["pass_at_1"] - first["pass_at_1"]
-    if first["high"] < second["low"] or second["high"] < first["low"]:
-        return f"{before} → {after}: {gain:+.1%}, intervals apart."
-    return f"{before} → {after}: {gain:+.1%}, intervals overlap: at this size that may be noise."

@@ -1,26 +1,17 @@
-"""A real vLLM on the CPU serves the toy teacher as `builder serve --engine vllm` does. Needs `make vllm`.
+"""A real vLLM on the CPU serves the toy teacher as `builder serve --engine vllm` does. Needs `make vllm`."""
 
-Two servers, one after the other: with the reasoning parser that we choose, and with none.
-"""
-
-import asyncio
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from served import Served
 from tokenizers import Tokenizer
 
-from builder.client import Client
-from builder.config import Endpoint
 from builder.probe import probe
 from builder.reply import parse_reply
 from builder.store import Run
@@ -28,7 +19,6 @@ from builder.text import canonical_text
 from builder.tokens import align
 from builder.toy.task import problems
 from builder.toy.train import TEACHER
-from builder.vllm_server import running_vllm
 
 pytestmark = pytest.mark.vllm
 
@@ -40,49 +30,6 @@ generation: {temperatures: [0.6], samples: 1, max_tokens: 160}
 """
 OWN_TEMPLATE = (TEACHER / "chat_template.jinja").read_text(encoding="utf-8")
 PREFILLED = OWN_TEMPLATE.replace("'<|im_start|>assistant\\n'", "'<|im_start|>assistant\\n<think>\\n'")
-
-
-@dataclass(frozen=True)
-class Served:
-    """A server, and how reasoning comes back with the teacher's own template and with one that opens the block."""
-
-    url: str
-    form: str
-    prefilled_form: str
-
-    def ask(self, *requests: dict[str, Any], route: str = "/chat/completions") -> list[bytes]:
-        """Raw answers, asked for at once."""
-
-        async def send() -> list[bytes]:
-            async with Client([Endpoint(url=self.url)]) as client:
-                sent = (client.post(route, {"model": "toy-teacher", **request}) for request in requests)
-                return await asyncio.gather(*sent)
-
-        return asyncio.run(send())
-
-    def answered(self) -> int:
-        """Requests that vLLM finished since it started, by its own count."""
-        with urllib.request.urlopen(self.url.removesuffix("/v1") + "/metrics", timeout=30) as answer:
-            lines = answer.read().decode().splitlines()
-        return sum(int(float(line.split()[-1])) for line in lines if line.startswith("vllm:request_success_total"))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy teacher, with sampling settings of its own that nobody asked for."""
-    folder = Path(shutil.copytree(TEACHER, tmp_path_factory.mktemp("vllm") / "teacher"))
-    path = folder / "generation_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) | {"do_sample": True, "top_k": 1, "max_new_tokens": 3}
-    path.write_text(json.dumps(settings), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module", params=[("auto", "field", "field"), ("none", "tags", "prefilled")], ids=lambda p: p[0])
-def served(model: Path, request: pytest.FixtureRequest) -> Iterator[Served]:
-    parser, form, prefilled_form = request.param
-    extra = ["--trust-request-chat-template"]
-    with running_vllm(model, model_name="toy-teacher", reasoning_parser=parser, extra=extra) as url:
-        yield Served(url, form, prefilled_form)
 
 
 def requests(number: int, **more: Any) -> list[dict[str, Any]]:
