@@ -50,7 +50,9 @@ class _Demo:
 
     def command(self, program: str, *arguments: str) -> str:
         """Run one command in the folder and show what it prints; returns its stdout."""
-        if not self.quiet:
+        if self.quiet:
+            arguments += ("--quiet",) if program != "python" else ()
+        else:
             self.console.print(
                 f"[{time.monotonic() - self.started:4.0f} s] $ {program} {' '.join(arguments)}", markup=False
             )
@@ -70,7 +72,7 @@ class _Demo:
     def train(self, version: str) -> None:
         """Train the stages of a release that are not trained yet, beside the other models."""
         where = ("--dataset", f"runs/demo/releases/{version}", "--model", "models/student", "--output", "models")
-        self.command("trainer", "run", *where, "--recipe", "smoke", "--quiet", *_TRAINING)
+        self.command("trainer", "run", *where, "--recipe", "smoke", *_TRAINING)
 
     def accuracy(self, label: str, model: str) -> dict[str, Any]:
         """pass@1 of one model on the held-out questions, greedy sampling left aside: T = 1.0."""

@@ -132,8 +132,11 @@ def read_rollout(row: Mapping[str, Any], question: Question, student: StudentTok
 
 
 def is_kept(rollout: Rollout, verdict: str | None, keep: str) -> bool:
-    """Whether `mixed_policy.keep` wants a rollout; `verdict` is that of its prompt's verifier."""
-    wrong = verdict == "wrong"
+    """Whether `mixed_policy.keep` wants a rollout; `verdict` is that of its prompt's verifier.
+
+    Wrong are those that ended by themselves with a wrong answer: one cut at the cap gave none.
+    """
+    wrong = verdict == "wrong" and not rollout.hit_cap
     return {"cap": rollout.hit_cap, "wrong": wrong, "cap_or_wrong": rollout.hit_cap or wrong, "all": True}[keep]
 
 

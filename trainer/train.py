@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 from trainer import config, lineage, plan, render, schedule
 from trainer.errors import RecipeError, StageError
 from trainer.plan import Job
+from trainer.progress import StageProgress
 from trainer.schedule import Stage
 
 Record = dict[str, Any]
@@ -34,7 +35,7 @@ class Finished(NamedTuple):
 def run(job: Job, *, quiet: bool = False) -> list[Finished]:
     """Train the job's stages into its output, going on after the last finished one. Raises TrainerError."""
     # Whatever can be refused is refused before the first step of training, too long rows included.
-    arguments = {stage.name: trl_arguments(job, stage, quiet) for stage in job.stages}
+    arguments = {stage.name: trl_arguments(job, stage) for stage in job.stages}
     held = plan.states(job)
     for stage in job.stages:
         plan.refuse_other_work(job.output / stage.directory, held[stage.name].differs)
@@ -64,7 +65,7 @@ def run(job: Job, *, quiet: bool = False) -> list[Finished]:
     return finished
 
 
-def trl_arguments(job: Job, stage: Stage, quiet: bool) -> SFTConfig:
+def trl_arguments(job: Job, stage: Stage) -> SFTConfig:
     """The stage's settings as TRL takes them. Raises RecipeError with TRL's own words where it refuses them."""
     if stage.kind != plan.TRAINED:
         raise StageError(
@@ -74,7 +75,7 @@ def trl_arguments(job: Job, stage: Stage, quiet: bool) -> SFTConfig:
     settings = {name: value for name, value in job.settings[stage.name].items() if name not in config.OURS}
     # Rows come with tokens and labels; packing is the one preparation left to TRL.
     settings["dataset_kwargs"] = {"skip_prepare_dataset": not settings.get("packing", False)}
-    settings.setdefault("disable_tqdm", quiet or not sys.stderr.isatty())
+    settings.setdefault("disable_tqdm", True)  # `progress` shows it
     output_dir, eos_token = str(job.output / f".{stage.directory}.partial"), job.renderer.added_stop
     try:
         return SFTConfig(output_dir=output_dir, eos_token=eos_token, **settings)
@@ -106,8 +107,9 @@ def train_stage(job: Job, stage: Stage, wanted: Record, args: SFTConfig, rows: r
             lineage.discard(partial)
 
     trainer = ScheduledTrainer(str(job.initial(stage)), args, train_dataset=rows.dataset(), processing_class=tokenizer)
-    if quiet:
-        trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(PrinterCallback)
+    if not quiet:
+        trainer.add_callback(StageProgress(stage.name))
     tell(stage.name, [f"{len(rows.order):,} rows, from {stage.init}"], args, quiet)
     loss = trainer.train().training_loss
     if not math.isfinite(loss):

@@ -39,15 +39,27 @@ Replies = Callable[[Problem, random.Random], str]
 Example = tuple[list[int], int]
 
 
-def train_teacher(out: Path, seed: int = 0, steps: int = TEACHER_STEPS, threads: int = 2) -> Path:
+def train_teacher(
+    out: Path,
+    seed: int = 0,
+    steps: int = TEACHER_STEPS,
+    threads: int = 2,
+    log: Callable[[str], None] | None = None,
+) -> Path:
     """Train the teacher on right replies and save weights, configuration and tokenizer in `out`."""
     tokenizer = build_tokenizer(TEACHER_VOCABULARY)
     model = _new_model(tokenizer, TEACHER_SIZE, heads=4, seed=seed)
-    _fit(model, tokenizer, reply, steps=steps, batch=TEACHER_BATCH, lr=4e-3, seed=seed, threads=threads, log=print)
+    _fit(model, tokenizer, reply, steps=steps, batch=TEACHER_BATCH, lr=4e-3, seed=seed, threads=threads, log=log)
     return _save(model, tokenizer, out)
 
 
-def make_student(out: Path, seed: int = 0, steps: int = STUDENT_STEPS, threads: int = 2) -> Path:
+def make_student(
+    out: Path,
+    seed: int = 0,
+    steps: int = STUDENT_STEPS,
+    threads: int = 2,
+    log: Callable[[str], None] | None = None,
+) -> Path:
     """Build the student and teach it the form only: no training reply of its calculates anything.
 
     An untrained student would call every sentence of the teacher new; this one knows the phrases. Random results
@@ -59,7 +71,7 @@ def make_student(out: Path, seed: int = 0, steps: int = STUDENT_STEPS, threads: 
     def form(problem: Problem, rng: random.Random) -> str:
         return reply(problem, rng, no_arithmetic)
 
-    _fit(model, tokenizer, form, steps=steps, batch=STUDENT_BATCH, lr=1e-2, seed=seed + 1, threads=threads)
+    _fit(model, tokenizer, form, steps=steps, batch=STUDENT_BATCH, lr=1e-2, seed=seed + 1, threads=threads, log=log)
     return _save(model, tokenizer, out)
 
 
@@ -123,7 +135,7 @@ def _fit(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        if log and step % 100 == 0:
+        if log and step % 50 == 0:
             log(f"step {step}/{steps}  loss {loss.item():.4f}  {time.monotonic() - began:.0f} s")
     model.train(False)
     torch.set_num_threads(before)
@@ -190,7 +202,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     make, steps = {"teacher": (train_teacher, TEACHER_STEPS), "student": (make_student, STUDENT_STEPS)}[given.model]
-    print(make(given.out, seed=given.seed, steps=given.steps or steps, threads=given.threads))
+    print(make(given.out, seed=given.seed, steps=given.steps or steps, threads=given.threads, log=print))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def test_edges(text: str, end: int, edge: bool) -> None:
 
 @pytest.mark.parametrize(
     ("keep", "kept"),
-    [("cap", [True, True, False, False]), ("wrong", [True, False, True, False]), ("all", [True] * 4),
+    [("cap", [True, True, False, False]), ("wrong", [False, False, True, False]), ("all", [True] * 4),
      ("cap_or_wrong", [True, True, True, False])],
 )  # fmt: skip
 def test_keep_decides_by_the_cap_and_the_verdict(keep: str, kept: list[bool]) -> None:

@@ -87,9 +87,10 @@ def test_every_reply_has_a_verdict_or_is_counted(tmp_path: Path) -> None:
         "d": "correct",
         "e": "correct",
         "i": "unscorable",
+        "j": "correct",
     }
-    assert (result.computed, result.kept) == (6, 0)
-    assert result.verdicts == {"correct": 3, "wrong": 2, "unscorable": 1}
+    assert (result.computed, result.kept) == (7, 0)
+    assert result.verdicts == {"correct": 4, "wrong": 2, "unscorable": 1}
     assert result.by_verifier["choice"] == {"correct": 1}
     assert result.without_gold == 2
     assert result.not_verifiable == {"python_tests": 1}
