@@ -57,15 +57,15 @@ class Steps:
             )
         show_generated(self.reporter, prompts, tally)
         self.run.event("generate", asdict(tally))
-        self._settle(tally, strict=strict)
+        self._settle("generate", tally, strict=strict)
         return prompts, tally
 
-    def _settle(self, tally: Tally, *, strict: bool) -> None:
+    def _settle(self, what: str, tally: Tally, *, strict: bool) -> None:
         """Raise KeyboardInterrupt when interrupted, EndpointError for missing replies; warn where that is final."""
         if tally.stopped:
             raise KeyboardInterrupt
         missing = (
-            f"{tally.failed} requests failed {MAX_TRIES} times and {tally.set_aside} got no reply for good; last: "
+            f"{what}: {tally.failed} requests failed {MAX_TRIES} times and {tally.set_aside} got no reply for good; last: "
             f"{tally.last_error}. {tally.done:,} of {tally.total:,} replies are stored"
         )
         if tally.failed or (strict and tally.set_aside):
@@ -109,7 +109,7 @@ class Steps:
                 len(requests),
                 progress=lambda now: meter.update(now.done, len(requests), note(now)),
             )
-        self._settle(tally, strict=False)
+        self._settle(what, tally, strict=False)
         return tally
 
     def score(self) -> ScoreResult:

@@ -49,7 +49,7 @@ def train_teacher(
     """Train the teacher on right replies and save weights, configuration and tokenizer in `out`."""
     tokenizer = build_tokenizer(TEACHER_VOCABULARY)
     model = _new_model(tokenizer, TEACHER_SIZE, heads=4, seed=seed)
-    _fit(model, tokenizer, reply, steps=steps, batch=TEACHER_BATCH, lr=4e-3, seed=seed, threads=threads, log=log)
+    fit(model, tokenizer, reply, steps=steps, batch=TEACHER_BATCH, lr=4e-3, seed=seed, threads=threads, log=log)
     return _save(model, tokenizer, out)
 
 
@@ -71,7 +71,7 @@ def make_student(
     def form(problem: Problem, rng: random.Random) -> str:
         return reply(problem, rng, no_arithmetic)
 
-    _fit(model, tokenizer, form, steps=steps, batch=STUDENT_BATCH, lr=1e-2, seed=seed + 1, threads=threads, log=log)
+    fit(model, tokenizer, form, steps=steps, batch=STUDENT_BATCH, lr=1e-2, seed=seed + 1, threads=threads, log=log)
     return _save(model, tokenizer, out)
 
 
@@ -97,7 +97,7 @@ def _new_model(tokenizer: "PreTrainedTokenizerFast", size: dict[str, Any], heads
     return Qwen3ForCausalLM(config)
 
 
-def _fit(
+def fit(
     model: "Qwen3ForCausalLM",
     tokenizer: "PreTrainedTokenizerFast",
     replies: Replies,

@@ -1,4 +1,4 @@
-"""A proxy before a server that scores: counts what passes, and spoils what a test wants spoiled."""
+"""A proxy before a real server: counts what passes, and spoils what a test wants spoiled."""
 
 import asyncio
 import json
@@ -34,14 +34,14 @@ class Proxy:
         async with aiohttp.ClientSession() as session, session.get(f"{self.behind}/models") as answer:
             return web.Response(body=await answer.read(), content_type="application/json")
 
-    async def completions(self, request: web.Request) -> web.Response:
+    async def forward(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.asks.append(body)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
 
         async def ask() -> Json:
-            target = f"{self.behind}/completions"
+            target = self.behind + request.path.removeprefix("/v1")
             async with aiohttp.ClientSession() as session, session.post(target, json=body) as answer:
                 return dict(await answer.json())
 
@@ -69,7 +69,8 @@ def proxy(behind: str, spoil: Spoil = lambda body, ask: ask()) -> Iterator[Proxy
 
     async def serve() -> None:
         app = web.Application(client_max_size=2**26)
-        app.add_routes([web.get("/v1/models", server.models), web.post("/v1/completions", server.completions)])
+        routes = [web.post(f"/v1{route}", server.forward) for route in ("/completions", "/chat/completions")]
+        app.add_routes([web.get("/v1/models", server.models), *routes])
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -11,9 +11,11 @@ from typing import Any
 import polars as pl
 import pytest
 from endpoint import Endpoint, endpoint
+from proxy import Ask, Json, proxy
 from release_toys import contents, whole
 from score_toys import save_student
 
+from builder import ask as asking
 from builder.config import Recipe
 from builder.console import Reporter
 from builder.errors import EndpointError, MixError, UsageError
@@ -280,6 +282,24 @@ def test_an_endpoint_that_serves_another_student_is_refused(toy: Toy) -> None:
 def test_the_students_server_may_be_given(toy: Toy) -> None:
     result = toy.steps(prompts=3).mix(toy.checkpoint, toy.url)
     assert (result.questions, result.rollouts, result.continued) == (3, 3, 3)
+
+
+def test_empty_rollouts_are_counted_and_the_others_go_on(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "backoff_s", lambda attempt, wish: 0.0)
+    empty: list[str] = []
+
+    def spoil(body: Json, ask: Ask) -> Any:
+        question = body["messages"][-1]["content"]
+        if body["max_tokens"] > 1 and (question in empty or len(set(empty)) < 2):
+            empty.append(question)
+            choice = {"message": {"content": ""}, "finish_reason": "stop"}
+            return {"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 1}}
+        return ask()
+
+    with proxy(toy.url, spoil) as server:
+        result = toy.steps().mix(toy.checkpoint, server.url)
+    assert len(set(empty)) == result.empty == 2
+    assert result.rollouts == result.continued == QUESTIONS - 2
 
 
 def test_an_empty_selection_has_nothing_to_roll_out(toy: Toy) -> None:

@@ -34,7 +34,8 @@ def test_rows_of_a_stage_are_whole_and_ordered_by_id(made: Selected) -> None:
         "position": first["position"],
         "response_id": "p-0.6-1", "prompt_id": "p", "domain": "math", "temperature": 0.6, "policy": "teacher",
         "teacher": "org/teacher", "teacher_revision": "7" * 40, "n_candidates": 2, "teacher_sentences": 7,
-        "sentence_count": 20, "mean_delta": 0.25, "student_tokens": 41, "prefix_chars": 0, "student_revision": None, "source": "toy.jsonl",
+        "sentence_count": 20, "mean_delta": 0.25, "student_tokens": 41, "prefix_chars": 0, "student_revision": None,
+        "source": "toy.jsonl",
         "source_license": "mit",
     }  # fmt: skip
     assert table["response_id"].to_pylist() == ["p-0.6-1", "q-0.6-1", "s-0.6-1"]
