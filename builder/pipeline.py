@@ -65,8 +65,8 @@ class Steps:
         if tally.stopped:
             raise KeyboardInterrupt
         missing = (
-            f"{what}: {tally.failed} requests failed {MAX_TRIES} times and {tally.set_aside} got no reply for good; last: "
-            f"{tally.last_error}. {tally.done:,} of {tally.total:,} replies are stored"
+            f"{what}: {tally.failed} requests failed {MAX_TRIES} times and {tally.set_aside} got no reply for good; "
+            f"last: {tally.last_error}. {tally.done:,} of {tally.total:,} replies are stored"
         )
         if tally.failed or (strict and tally.set_aside):
             raise EndpointError(f"{missing}; rerun to ask for the rest.")
