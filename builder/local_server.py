@@ -118,7 +118,9 @@ def _environment(threads: int | None) -> dict[str, str]:
     root = str(Path(__file__).resolve().parent.parent)
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     pools = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"} | pools
+    own = {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
+    # Waiting threads that spin would take the cores from whoever asks this server.
+    return {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | own | pools
 
 
 def _announced_url(process: "subprocess.Popen[str]", log: Any) -> str:
