@@ -6,13 +6,21 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 
-.PHONY: demo test test-vllm vllm lint constraints clean
+.PHONY: demo test faults test-vllm bench vllm lint constraints clean
 
 demo: $(VENV)/.train
 	$(BIN)/builder demo demo
 
 test: $(VENV)/.dev
 	$(BIN)/pytest
+
+# kill -9 by the hundred, a failure at every operation, full disks, damaged journals, bad endpoints; prints a table.
+faults: $(VENV)/.dev
+	$(BIN)/pytest -m faults tests/faults
+
+# Ratios, measured side by side in one run; minutes, and worth little on a busy machine.
+bench: $(VENV)/.dev
+	for each in generate plan; do $(BIN)/python tests/benchmarks/$$each.py || exit 1; done
 
 # A real vLLM on this machine's CPU (Linux, x86_64, Python 3.11), and the tests that ask it.
 vllm: $(VLLM_VENV)/.ready

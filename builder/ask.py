@@ -5,12 +5,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from builder import flow
 from builder import journal as journals
-from builder.client import Client, Lane, RefusedError, RetryableError, backoff_s
+from builder.budget import Budget
+from builder.client import BusyError, Client, Lane, RefusedError, RetryableError
 from builder.errors import EmptyReply, EndpointError, FatalReply
+from builder.flow import Gate, Place, backoff_s
 from builder.journal import Attempt, Stored
 from builder.journal_writer import Journal
 from builder.prefix import parse
@@ -20,6 +23,8 @@ from builder.seal import Sealer
 from builder.wire import Wire
 
 MAX_TRIES = 6
+MAX_REFUSALS = 100
+"""Refusals (429) of one request while others are answered; so many mean that the endpoint will never take this one."""
 
 
 @dataclass
@@ -27,7 +32,8 @@ class Tally:
     """What one call of `generate` did. Tokens and USD count replies received now, not those of earlier runs.
 
     `failed` requests had all their tries; `set_aside` ones were refused for good; after an interruption some requests
-    are neither, and `stored_before` counts only as far as the run had come.
+    are neither, and `stored_before` counts only as far as the run had come. `limit` says which one ended the call, if
+    one did; `errors` counts failed attempts by kind.
     """
 
     total: int = 0
@@ -44,7 +50,9 @@ class Tally:
     without_reasoning: int = 0
     cut: int = 0
     stopped: bool = False
+    limit: str | None = None
     last_error: str | None = None
+    errors: dict[str, int] = field(default_factory=dict)
 
     @property
     def done(self) -> int:
@@ -54,9 +62,48 @@ class Tally:
 Progress = Callable[[Tally], None]
 
 
+class _Tries:
+    """What one request went through."""
+
+    def __init__(self, gate: Gate[Lane]) -> None:
+        self._gate = gate
+        self._since_second = self._heard = gate.successes
+        self.failed = 0
+        self.empty = 0
+        self.refused = 0
+        self.last_error = ""
+
+    @property
+    def exhausted(self) -> bool:
+        return self.failed >= MAX_TRIES or self.refused >= MAX_REFUSALS
+
+    @property
+    def others(self) -> int:
+        """Requests that were answered after this one had failed twice: a server that dies answers none."""
+        return self._gate.successes - self._since_second
+
+    def refuse(self) -> None:
+        """The endpoint was busy: its own affair, unless others were answered since the last time."""
+        self.refused += self._gate.successes > self._heard
+        self._heard = self._gate.successes
+
+    def fail(self, error: EndpointError) -> float:
+        """The request failed; seconds to wait before the next try."""
+        self.failed += 1
+        if self.failed == 2:
+            self._since_second = self._gate.successes
+        self.empty += isinstance(error, EmptyReply)
+        self.last_error = str(error)
+        wish = error.retry_after_s if isinstance(error, RetryableError) else None
+        return 0.0 if self.exhausted else backoff_s(self.failed, wish)
+
+
 @dataclass
 class Asker:
-    """Asks one request at a time and counts what came; `stop` ends the waiting between two tries."""
+    """Asks one request at a time and counts what came; `stop` ends the waiting between two tries.
+
+    `prove` sees the first reply of each endpoint and raises EndpointError when this run cannot use it.
+    """
 
     wire: Wire
     journal: Journal
@@ -65,33 +112,69 @@ class Asker:
     client: Client
     tally: Tally
     stop: asyncio.Event
+    prove: Callable[[Lane, Reply], None]
+    budget: Budget = field(default_factory=Budget)
 
     async def ask(self, request: Request, lane: Lane | None = None) -> Reply | None:
-        """One request with its retries; None when it kept failing, or an interruption came between two tries.
+        """One request with its retries, at `lane` or wherever there is room; None when it kept failing or `stop` came.
 
-        Raises FatalReply and RefusedError.
+        An endpoint's own trouble (429, nobody there, ejected) is waited for and costs the request no try. Raises
+        FatalReply, also for a request that fails while others succeed; BusyError where `lane`, one of several, takes
+        nothing; BudgetSpent where it could exceed a limit; any other EndpointError ends the run.
         """
-        empty = 0
-        for attempt in range(1, MAX_TRIES + 1):
+        reservation = await self.budget.reserve(request.messages, request.max_tokens, request.prefix or "")
+        used = (0, 0)
+        try:
+            reply = await self._ask(request, lane)
+            if reply is not None:
+                used = (reply.prompt_tokens or 0, reply.completion_tokens or 0)
+            return reply
+        finally:
+            reservation.settle(*used)
+
+    async def _ask(self, request: Request, lane: Lane | None) -> Reply | None:
+        gate, tries = self.client.gate, _Tries(self.client.gate)
+        tried: Lane | None = None
+        while not tries.exhausted:
+            place = await gate.take(only=lane, avoid=tried)
+            if place is None:
+                self._raise_if_stalled()
+                return None
+            self.tally.retried += tried is not None
+            tried = place.lane
             try:
-                return await self._try(request, lane)
-            except (FatalReply, RefusedError):
+                reply = await self._try(request, place, again=tries.failed > 0)
+            except RefusedError:
                 raise
+            except BusyError:
+                if lane is not None and len(self.client.lanes) > 1:
+                    raise
+                tries.refuse()
+            except FatalReply:
+                if lane is not None or tried.proven:
+                    raise
+                tried.gives_token_ids = not tried.gives_token_ids  # which may be what it refuses
             except EndpointError as error:
-                self.tally.last_error = str(error)
-                empty += isinstance(error, EmptyReply)
-                wish = error.retry_after_s if isinstance(error, RetryableError) else None
-            if attempt < MAX_TRIES:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self.stop.wait(), backoff_s(attempt, wish))
-                if self.stop.is_set():
+                if not place.ticket.probe and await self._stopped_after(tries.fail(error)):
                     return None
-                self.tally.retried += 1
-        if empty == MAX_TRIES:  # a model that ends at once under this seed will do so again
+            else:
+                if not tried.proven:
+                    self.prove(tried, reply)
+                return reply
+        self._give_up(tries)
+        return None
+
+    def _give_up(self, tries: "_Tries") -> None:
+        """Count a request that had all its tries. Raises FatalReply where the next call would fail in the same way."""
+        if tries.empty == MAX_TRIES:  # a model that ends at once under this seed will do so again
             raise FatalReply(f"{self.tally.last_error}, {MAX_TRIES} times in a row")
+        if tries.failed == MAX_TRIES and tries.others:
+            raise FatalReply(
+                f"{tries.last_error}; it failed {MAX_TRIES} times, and {tries.others:,} others were answered "
+                "meanwhile: the request is at fault and not the endpoint"
+            )
         self.tally.failed += 1
         self.progress(self.tally)
-        return None
 
     def set_aside(self, error: FatalReply) -> None:
         """Count a request that would fail again."""
@@ -99,34 +182,84 @@ class Asker:
         self.tally.last_error = str(error)
         self.progress(self.tally)
 
-    async def _try(self, request: Request, lane: Lane | None) -> Reply:
-        """One attempt: recorded before it is sent, its body recorded before it is parsed."""
-        with self.client.taken(lane) as taken:
-            attempt = self._attempt(request, taken.endpoint.url)
-            attempt_id = await asyncio.wrap_future(self.journal.begin(attempt))
+    def _raise_if_stalled(self) -> None:
+        """Raise EndpointError where the gate closed because no endpoint is of use, not by an interruption."""
+        if self.client.gate.stalled:
+            raise EndpointError(
+                f"No endpoint has answered for {flow.STALL_S / 60:.0f} minutes; last: {self.tally.last_error}. "
+                f"{self.tally.done:,} of {self.tally.total:,} replies are stored. Rerun the same command when an "
+                "endpoint is back: only what is missing is sent."
+            )
+
+    async def _stopped_after(self, seconds: float) -> bool:
+        """Wait, less where `stop` comes first; whether it has come."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.stop.wait(), seconds)
+        return self.stop.is_set()
+
+    async def _try(self, request: Request, place: Place[Lane], *, again: bool) -> Reply:
+        """One attempt: recorded before it is sent, its body recorded before it is parsed. `again` after a failure."""
+        attempt = self._attempt(request, place.lane.endpoint.url)
+        try:
+            attempt_id = await self._recorded(attempt)
             self.tally.in_flight += 1
             sent = time.perf_counter()
             try:
-                payload = self.wire.payload(request, token_ids=taken.gives_token_ids)
-                body = await self.client.post(self.wire.route, payload, taken)
+                payload = self.wire.payload(request, token_ids=place.lane.gives_token_ids)
+                body = await self.client.post(self.wire.route, payload, place.lane)
             except EndpointError as error:
+                self._judge(request, place, error, again=again)
                 outcome = journals.FATAL if isinstance(error, FatalReply | RefusedError) else journals.FAILED
                 await _on_disk(self.journal.conclude(attempt_id, outcome, str(error)))
                 raise
             finally:
                 self.tally.in_flight -= 1
+        finally:
+            self.client.gate.leave(place)
         latency_s = time.perf_counter() - sent
         await _on_disk(self.journal.store(attempt_id, body, latency_s))
         try:
             reply = parse(body, request.prefix)
         except EndpointError as error:
+            self._judge(request, place, error, again=again)
             outcome = journals.FATAL if isinstance(error, FatalReply) else journals.RETRYABLE
             await _on_disk(self.journal.conclude(attempt_id, outcome, str(error)))
             raise
+        del body  # megabytes, times all that wait here
+        self._judge(request, place, None, again=again)
         await _on_disk(self.journal.conclude(attempt_id, journals.REPLY, reply.finish_reason))
         stored = Stored(attempt, attempt_id, b"", datetime.now(UTC).timestamp(), latency_s)
         self._count(reply, self.sealer.add(stored, reply))
         return reply
+
+    async def _recorded(self, attempt: Attempt) -> int:
+        """The attempt's id once it is on disk. Where that is cancelled, the record says that nothing was sent."""
+        recorded = self.journal.begin(attempt)
+        try:
+            return await asyncio.wrap_future(recorded)
+        except asyncio.CancelledError:
+            if not recorded.cancelled():
+                attempt_id = await asyncio.wrap_future(recorded)
+                await _on_disk(self.journal.conclude(attempt_id, journals.FAILED, "interrupted before it was sent"))
+            raise
+
+    def _judge(self, request: Request, place: Place[Lane], error: EndpointError | None, *, again: bool) -> None:
+        """Tell the endpoint's flow what came. An answer that is fatal for one request is no fault of the endpoint.
+
+        A request that failed before says nothing new about how much the endpoint bears.
+        """
+        lane, now = place.lane, asyncio.get_running_loop().time()
+        if error is not None:
+            self.tally.last_error = str(error)
+            self.tally.errors[error.kind] = self.tally.errors.get(error.kind, 0) + 1
+        if error is None or (lane.proven and isinstance(error, FatalReply | EmptyReply)):
+            lane.flow.answered()
+        elif isinstance(error, BusyError):
+            lane.flow.busy(place.ticket, now, error.retry_after_s)
+        elif not isinstance(error, RefusedError):
+            overloaded = isinstance(error, RetryableError) and error.overloaded
+            lane.flow.failed(place.ticket, now, request.key, request.prompt_id, cut=overloaded and not again)
+        self.client.gate.serve()
 
     def _attempt(self, request: Request, url: str) -> Attempt:
         return Attempt(

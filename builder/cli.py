@@ -2,6 +2,7 @@
 
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N prompts.")]
 ShardOption = Annotated[str, typer.Option("--shard", metavar="I/N", help="Work on shard I of N (I from 0).")]
+MaxCostOption = Annotated[
+    float | None, typer.Option("--max-cost", min=0, help="Hard stop: USD that this run's replies may cost in all.")
+]
+MaxTokensOption = Annotated[
+    int | None, typer.Option("--max-tokens-total", min=0, help="Hard stop: tokens that they may take in all.")
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -69,11 +76,13 @@ def _command(
     limit: int | None = None,
     shard: str = "0/1",
     writes: bool = True,
+    max_cost: float | None = None,
+    max_tokens: int | None = None,
 ) -> Iterator[_Context]:
     """Load the recipe, open the run, print the result; errors end in one message and an exit code."""
     with _messages(debug):
         from builder.console import Reporter
-        from builder.pipeline import Steps
+        from builder.pipeline import Limits, Steps
         from builder.recipe import find_recipe, load_recipe
         from builder.store import Run
 
@@ -83,7 +92,8 @@ def _command(
         if writes:
             opened.remember(path.read_text(encoding="utf-8"), loaded.resolved())
         reporter = Reporter(as_json=as_json, quiet=quiet)
-        yield _Context(Steps(opened, loaded, path.parent, reporter, _shard(shard), limit))
+        limits = Limits(max_cost, max_tokens)
+        yield _Context(Steps(opened, loaded, path.parent, reporter, _shard(shard), limit, limits))
         reporter.finish()
 
 
@@ -205,15 +215,29 @@ def generate(
     run: RunOption = None,
     limit: LimitOption = None,
     shard: ShardOption = "0/1",
+    forget_missing: Annotated[
+        bool, typer.Option("--forget-missing", help="Pay again for replies whose sealed part is lost.")
+    ] = False,
+    max_cost: MaxCostOption = None,
+    max_tokens_total: MaxTokensOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """prompts → responses: ask the teacher what is missing, keep every reply."""
     with _command(
-        recipe, overrides, run=run, as_json=as_json, quiet=quiet, debug=debug, limit=limit, shard=shard
+        recipe,
+        overrides,
+        run=run,
+        as_json=as_json,
+        quiet=quiet,
+        debug=debug,
+        limit=limit,
+        shard=shard,
+        max_cost=max_cost,
+        max_tokens=max_tokens_total,
     ) as context:
-        context.steps.generate()
+        context.steps.generate(forget_missing=forget_missing)
 
 
 def _step(name: str, described: str) -> None:
@@ -240,12 +264,23 @@ def mix(
     student: Annotated[Path | None, typer.Option("--student", help="Folder of the checkpoint that rolls out.")] = None,
     endpoint: Annotated[str | None, typer.Option("--endpoint", help="Server that holds it; default: one here.")] = None,
     run: RunOption = None,
+    max_cost: MaxCostOption = None,
+    max_tokens_total: MaxTokensOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Mixed-policy rows: the checkpoint begins, the teacher finishes; then score, verify, select. Next: release."""
-    with _command(recipe, overrides, run=run, as_json=as_json, quiet=quiet, debug=debug) as context:
+    with _command(
+        recipe,
+        overrides,
+        run=run,
+        as_json=as_json,
+        quiet=quiet,
+        debug=debug,
+        max_cost=max_cost,
+        max_tokens=max_tokens_total,
+    ) as context:
         if student is None:
             raise UsageError("builder mix needs --student: the folder of the checkpoint that rolls out.")
         context.steps.mix(student, endpoint)
@@ -263,12 +298,24 @@ def run_all(
     overrides: Overrides = None,
     run: RunOption = None,
     limit: LimitOption = None,
+    max_cost: MaxCostOption = None,
+    max_tokens_total: MaxTokensOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Every step from prompts to release, each doing only what is missing."""
-    with _command(recipe, overrides, run=run, as_json=as_json, quiet=quiet, debug=debug, limit=limit) as context:
+    with _command(
+        recipe,
+        overrides,
+        run=run,
+        as_json=as_json,
+        quiet=quiet,
+        debug=debug,
+        limit=limit,
+        max_cost=max_cost,
+        max_tokens=max_tokens_total,
+    ) as context:
         context.steps.everything()
 
 
@@ -332,6 +379,7 @@ def evaluate(
 
         if not model:
             raise UsageError("builder eval needs --model: a folder with a model, or a name that --endpoint serves.")
+        began = time.monotonic()
         with context.reporter.progress("eval") as meter:
             found = measure(
                 context.run,
@@ -343,7 +391,7 @@ def evaluate(
                 samples=samples,
                 endpoint=endpoint,
                 limit=limit,
-                progress=lambda tally: meter.update(tally.done, None, note(tally)),
+                progress=lambda tally: meter.update(tally.done, None, note(tally, time.monotonic() - began)),
             )
         show_evaluation(context.reporter, found)
 

@@ -2,42 +2,74 @@
 
 import math
 import os
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
+import aiohttp
 import httpx2
 import msgspec
-from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, DefaultAioHttpClient, Timeout
+from openai import APIConnectionError, AsyncOpenAI, AsyncStream, DefaultAioHttpClient, Timeout
 from pydantic import ValidationError
 
 from builder.config import Endpoint, Teacher
 from builder.errors import EndpointError, FatalReply, UsageError
+from builder.flow import Flow, Gate
 
-# A long chain of thought takes as long as it takes: no total limit, but a silent connection ends.
-_TIMEOUT = Timeout(None, connect=15.0, read=1800.0, write=120.0, pool=None)
+# No total limit, but a silent connection ends. Replies are not streamed, so all of a reply's making is silence: two
+# hours are 65,536 tokens at 9 a second. Too long costs waiting, once; too short pays for the same tokens six times.
+_TIMEOUT = Timeout(None, connect=15.0, read=7200.0, write=120.0, pool=None)
+MAX_BODY_BYTES = 256 * 2**20
+"""A reply of 65,536 tokens with 20 alternatives each is about 150 MB, with one 12 MB."""
+_ERROR_BYTES = 2**16
 _NO_KEY = "none"
+_NO_MONEY = "insufficient_quota"
 _STOPS_THE_RUN = frozenset({401, 402, 403, 404, 405})
-_WORTH_A_RETRY = frozenset({408, 409, 425, 429})
+_WORTH_A_RETRY = frozenset({408, 409, 425})
+_MAY_ASK_FOR_A_PAUSE = frozenset({503, 529})
+_OVERLOADED = frozenset({502, 503, 504, 529})
 
 
 class RefusedError(EndpointError):
     """The endpoint refuses every request of this run: key, address or model name are wrong."""
 
+    kind = "refused"
+
 
 class RejectedError(FatalReply):
     """The endpoint turns this one request down; nothing was paid."""
 
+    kind = "rejected request"
+
 
 class RetryableError(EndpointError):
-    """The same request may succeed later. `retry_after_s` is the endpoint's own wish, if any."""
+    """The same request may succeed later. `retry_after_s` is the endpoint's own wish, if any.
 
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+    `overloaded` where fewer requests at a time may help: timeouts, broken connections.
+    """
+
+    kind = "server or network"
+
+    def __init__(self, message: str, retry_after_s: float | None = None, *, overloaded: bool = False) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.overloaded = overloaded
+
+
+class BusyError(RetryableError):
+    """The endpoint takes no request now, whichever it is: 429, or a pause that it asks for."""
+
+    kind = "busy"
+
+
+class AbsentError(BusyError):
+    """Nobody answers at the address."""
+
+    kind = "nobody there"
 
 
 class _Model(msgspec.Struct):
@@ -50,20 +82,21 @@ class _Models(msgspec.Struct):
 
 @dataclass
 class Lane:
-    """One endpoint with its client and the number of requests that it was chosen for.
+    """One endpoint with its client and how much it bears.
 
-    `gives_token_ids` turns false once the endpoint refuses vLLM's flag for them.
+    `gives_token_ids` turns false once the endpoint refuses vLLM's flag for them. `proven` once it gave a reply that
+    this run can use; before that its refusals say nothing about a request.
     """
 
     endpoint: Endpoint
     client: AsyncOpenAI
     key: str = field(repr=False)
-    in_flight: int = 0
     gives_token_ids: bool = True
+    proven: bool = False
+    flow: Flow = field(init=False)
 
-    @property
-    def load(self) -> float:
-        return self.in_flight / self.endpoint.max_in_flight
+    def __post_init__(self) -> None:
+        self.flow = Flow(self.endpoint.max_in_flight)
 
 
 @dataclass
@@ -72,6 +105,10 @@ class Client:
 
     endpoints: Sequence[Endpoint]
     lanes: list[Lane] = field(default_factory=list)
+    gate: Gate[Lane] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gate = Gate(self.lanes)
 
     async def __aenter__(self) -> "Client":
         keys = [api_key(endpoint) for endpoint in self.endpoints]  # all of them before anything is opened
@@ -81,7 +118,9 @@ class Client:
             client = AsyncOpenAI(
                 base_url=endpoint.url, api_key=key, max_retries=0, timeout=_TIMEOUT, http_client=transport
             )
-            self.lanes.append(Lane(endpoint, client, key))
+            lane = Lane(endpoint, client, key)
+            transport.event_hooks = {"response": [_Hook(lane)]}
+            self.lanes.append(lane)
         return self
 
     async def __aexit__(
@@ -95,32 +134,29 @@ class Client:
         """Requests that may be in flight at once, over all endpoints."""
         return sum(endpoint.max_in_flight for endpoint in self.endpoints)
 
-    @contextmanager
-    def taken(self, lane: Lane | None = None) -> Iterator[Lane]:
-        """That endpoint, else the least loaded one. It counts as loaded at once, before anything is sent."""
-        lane = lane or min(self.lanes, key=lambda lane: lane.load)
-        lane.in_flight += 1
-        try:
-            yield lane
-        finally:
-            lane.in_flight -= 1
-
     async def models(self, lane: Lane | None = None) -> list[str]:
         """Names that the endpoint lists, none where its list cannot be read; raises EndpointError when it is down."""
         lane = lane or self.lanes[0]
+        client = lane.client.with_options(timeout=30.0)
         with _sorted_errors(lane):
-            raw = await lane.client.with_options(timeout=30.0).models.with_raw_response.list()
+            listed = await client.get("/models", cast_to=httpx2.Response, stream=True, stream_cls=AsyncStream[Any])
+            body = await _read(lane, listed)
         try:
-            return [model.id for model in msgspec.json.decode(raw.content, type=_Models).data or []]
+            return [model.id for model in msgspec.json.decode(body, type=_Models).data or []]
         except (msgspec.DecodeError, UnicodeDecodeError):
             return []
 
     async def post(self, route: str, payload: dict[str, Any], lane: Lane | None = None) -> bytes:
-        """POST a route below the base address: raw body. Raises RetryableError, RefusedError or RejectedError."""
+        """POST a route below the base address: raw body.
+
+        Raises RetryableError, RefusedError or RejectedError; FatalReply for a body above MAX_BODY_BYTES.
+        """
         lane = lane or self.lanes[0]
         with _sorted_errors(lane):
-            raw = await lane.client.post(route, body=payload, cast_to=httpx2.Response)
-            return bytes(raw.content)
+            answer = await lane.client.post(
+                route, body=payload, cast_to=httpx2.Response, stream=True, stream_cls=AsyncStream[Any]
+            )
+            return await _read(lane, answer)
 
 
 def endpoints_of(teacher: Teacher) -> list[Endpoint]:
@@ -152,21 +188,40 @@ def api_key(endpoint: Endpoint) -> str:
     return os.environ.get("OPENAI_API_KEY") or _NO_KEY
 
 
-def backoff_s(attempt: int, retry_after_s: float | None) -> float:
-    """Seconds before the next try: the endpoint's wish up to two minutes, else full jitter up to 2, 4, 8 … 60 s.
+async def _read(lane: Lane, answer: object) -> bytes:
+    """The decoded body, refused as soon as it is known to be too large."""
+    response = cast("httpx2.Response", answer)  # `cast_to` decides, which openai's types do not know of streams
+    size, parts = 0, []
+    async with aclosing(response), aclosing(response.aiter_bytes()) as body:
+        if _announced(response) > MAX_BODY_BYTES:
+            raise _too_large(lane)
+        async for part in body:
+            size += len(part)
+            if size > MAX_BODY_BYTES:
+                raise _too_large(lane)
+            parts.append(part)
+    whole = b"".join(parts)
+    if size < _ERROR_BYTES and _NO_MONEY.encode() in whole and b'"choices"' not in whole and _no_money(whole):
+        raise _refused(lane, "200, with an error inside", whole)
+    return whole
 
-    A wish is met up to a second late, so that a thousand refused requests do not all come back at once.
-    """
-    if retry_after_s is not None:
-        return min(max(retry_after_s, 0.0), 120.0) + random.uniform(0, 1)
-    return random.uniform(0, min(60.0, 2.0**attempt))
+
+def _announced(response: httpx2.Response) -> int:
+    said = response.headers.get("content-length", "")
+    return int(said) if said.isdecimal() else 0
+
+
+def _too_large(lane: Lane) -> FatalReply:
+    return FatalReply(
+        f"{lane.endpoint.url} sent an answer of more than {MAX_BODY_BYTES:,} bytes, which no reply needs; it was not "
+        "read to its end, so that memory lasts. Check what answers at this address, or lower generation.max_tokens"
+    )
 
 
 class _sorted_errors:  # noqa: N801 - reads as a phrase
-    """openai's exceptions as ours, with the status and the beginning of the message; never with the key."""
+    """openai's and the transport's exceptions as ours; never with the key."""
 
     def __init__(self, lane: Lane) -> None:
-        self.lane = lane
         self.url = lane.endpoint.url
 
     def __enter__(self) -> None:
@@ -175,39 +230,96 @@ class _sorted_errors:  # noqa: N801 - reads as a phrase
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, APIStatusError):
-            raise _status_error(self.lane, error) from None
-        if isinstance(error, APITimeoutError) and isinstance(error.__cause__, httpx2.ConnectTimeout):
-            # the aiohttp transport names every failed connection so, refused ones and unknown hosts too
-            raise RetryableError(f"{self.url} cannot be reached ({error.__cause__})") from None
-        if isinstance(error, APITimeoutError):
-            raise RetryableError(f"{self.url} did not answer in time") from None
-        if isinstance(error, APIConnectionError):
-            cause = error.__cause__ or error
-            raise RetryableError(f"{self.url} cannot be reached ({type(cause).__name__}: {cause})") from None
-        if isinstance(error, httpx2.HTTPError | ConnectionError | TimeoutError):
-            raise RetryableError(f"{self.url} broke off ({type(error).__name__}: {error})") from None
+        cause = error.__cause__ or error if isinstance(error, APIConnectionError) else error
+        if not isinstance(cause, httpx2.HTTPError | APIConnectionError | ConnectionError | TimeoutError):
+            return
+        below = cause.__cause__ or cause  # the aiohttp transport names most of its errors ConnectTimeout
+        if isinstance(below, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            raise AbsentError(f"{self.url} cannot be reached ({below})", overloaded=True) from None
+        if isinstance(below, TimeoutError):
+            raise RetryableError(f"{self.url} did not answer in time", overloaded=True) from None
+        raise RetryableError(f"{self.url} broke off ({type(below).__name__}: {below})", overloaded=True) from None
 
 
-def _status_error(lane: Lane, error: APIStatusError) -> EndpointError:
-    status = error.status_code
-    text = error.response.text
-    if lane.key != _NO_KEY:
-        text = text.replace(lane.key, "***")  # some servers repeat the key that they refuse
-    said = " ".join(text.split())[:300]
-    message = f"{lane.endpoint.url} answered {status}: {said}"
+@dataclass(frozen=True)
+class _Hook:
+    """Sees each response before its body is read; raises what an error status means, having read its beginning."""
+
+    lane: Lane
+
+    async def __call__(self, response: httpx2.Response) -> None:
+        if response.is_success:
+            return
+        size, parts = 0, []
+        async with aclosing(response.aiter_bytes()) as body:
+            async for part in body:
+                parts.append(part)
+                size += len(part)
+                if size >= _ERROR_BYTES:
+                    break
+        raise _status_error(self.lane, response, b"".join(parts)[:_ERROR_BYTES])
+
+
+def _status_error(lane: Lane, response: httpx2.Response, body: bytes) -> EndpointError:
+    status = response.status_code
+    if _no_money(body):
+        return _refused(lane, status, body)
+    message = _said(lane, status, body)
+    wish = _retry_after_s(response)
+    if status == 429 or (status in _MAY_ASK_FOR_A_PAUSE and wish is not None):
+        return BusyError(message, wish, overloaded=True)
     if status in _WORTH_A_RETRY or status >= 500:
-        if "insufficient_quota" in said:
-            return RefusedError(message + ". The account has no money left; nothing else will succeed.")
-        return RetryableError(message, _retry_after(error))
+        return RetryableError(message, wish, overloaded=status in _OVERLOADED)
     if status in _STOPS_THE_RUN:
         return RefusedError(message)
     return RejectedError(message)
 
 
-def _retry_after(error: APIStatusError) -> float | None:
+def _refused(lane: Lane, status: int | str, body: bytes) -> RefusedError:
+    return RefusedError(
+        f"{_said(lane, status, body)}. The account has no money left; nothing else will succeed. "
+        "Pay in, then rerun: what is stored is not asked again."
+    )
+
+
+def _said(lane: Lane, status: int | str, body: bytes) -> str:
+    """Status and the beginning of what the endpoint said; some servers repeat the key that they refuse."""
+    text = body.decode(errors="replace")
+    if lane.key != _NO_KEY:
+        text = text.replace(lane.key, "***")
+    return f"{lane.endpoint.url} answered {status}: {' '.join(text.split())[:300]}"
+
+
+def _no_money(body: bytes) -> bool:
+    """Whether an error's code, type or message says that the account is empty; anything around them may be a prompt."""
+    if _NO_MONEY.encode() not in body:
+        return False
     try:
-        wish = float(error.response.headers.get("retry-after", ""))
-    except ValueError:
+        said = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return True
+    said = said[0] if isinstance(said, list) and said else said
+    error = said.get("error", said) if isinstance(said, dict) else said
+    facts = [error.get(name) for name in ("code", "type", "message")] if isinstance(error, dict) else [error]
+    return any(_NO_MONEY in fact for fact in facts if isinstance(fact, str))
+
+
+def _retry_after_s(response: httpx2.Response) -> float | None:
+    """The pause that the endpoint asks for: `retry-after-ms`, else Retry-After in seconds or as a date; raw."""
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            wish = float(response.headers.get(name, "")) * unit
+        except ValueError:
+            continue
+        return None if math.isnan(wish) else wish
+    until = _date_s(response.headers.get("retry-after"))
+    if until is None:
         return None
-    return None if math.isnan(wish) else wish
+    return until - (_date_s(response.headers.get("date")) or time.time())  # by the endpoint's clock, if it shows it
+
+
+def _date_s(text: str | None) -> float | None:
+    try:
+        return parsedate_to_datetime(text).timestamp() if text else None
+    except (ValueError, OverflowError):
+        return None

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from builder.client import Client, RefusedError, RetryableError, backoff_s
+from builder.client import Client, RefusedError, RetryableError
 from builder.config import Student
 from builder.errors import EndpointError, FatalReply, ScoreError
+from builder.flow import backoff_s
 from builder.prompt_logprobs import read_logprobs
 from builder.student import CannotRender, NoLogprobs, Rendered, StudentTokenizer
 

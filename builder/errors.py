@@ -6,6 +6,7 @@ BuilderError
 ├── EndpointError       an endpoint refuses, is unreachable, or answers what cannot be a reply
 │   ├── EmptyReply      a reply without reasoning, answer or tool call: asked again, never a sample
 │   └── FatalReply      the same request would fail again; asking again would only cost money
+├── BudgetError         a limit on money or tokens ended the step
 ├── JournalError        a paid reply could not be recorded, or a record cannot be trusted
 ├── TableError          a table of the run is missing, unreadable or breaks its schema
 ├── ScoreError          divergence cannot be computed as asked
@@ -34,15 +35,25 @@ class SourceError(BuilderError):
 
 
 class EndpointError(BuilderError):
-    """An endpoint refuses, is unreachable, or answers what cannot be a reply."""
+    """An endpoint refuses, is unreachable, or answers what cannot be a reply. `kind` is what counts are kept by."""
+
+    kind = "unreadable answer"
 
 
 class EmptyReply(EndpointError):
     """A reply without reasoning, answer or tool call: asked again, never a sample."""
 
+    kind = "empty reply"
+
 
 class FatalReply(EndpointError):
     """The same request would fail again; asking again would only cost money."""
+
+    kind = "unusable reply"
+
+
+class BudgetError(BuilderError):
+    """A limit on money or tokens ended the step."""
 
 
 class JournalError(BuilderError):

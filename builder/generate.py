@@ -9,9 +9,20 @@ from itertools import chain
 
 from builder import journal as journals
 from builder.ask import MAX_TRIES, Asker, Progress, Tally
-from builder.client import Client, Lane, RefusedError, RejectedError, RetryableError, endpoints_of
+from builder.budget import Budget, BudgetSpent
+from builder.client import (
+    AbsentError,
+    BusyError,
+    Client,
+    Lane,
+    RefusedError,
+    RejectedError,
+    RetryableError,
+    endpoints_of,
+)
+from builder.collector import settled_heap
 from builder.config import Recipe
-from builder.errors import EndpointError, FatalReply
+from builder.errors import EndpointError, FatalReply, TableError
 from builder.journal_writer import Journal
 from builder.prompts import Prompts
 from builder.reply import Reply
@@ -24,6 +35,8 @@ __all__ = ["MAX_TRIES", "Tally", "generate"]
 
 _FIRST_PROMPTS = 3
 """An endpoint that answers none of this many prompts is taken to be at fault, not the prompts."""
+_SPARE_WORKERS = 8
+"""One worker more for this many places."""
 
 
 def generate(
@@ -34,15 +47,30 @@ def generate(
     role: str = "teacher",
     shard: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
+    forget_missing: bool = False,
+    budget: Budget | None = None,
 ) -> Tally:
     """Send every request of the recipe that no stored reply answers, and seal all replies into tables.
 
-    Raises EndpointError when the endpoint cannot serve this recipe, JournalError when a reply cannot be recorded.
-    Requests that keep failing are counted in `Tally.failed`; a later call asks them again.
+    Raises EndpointError when the endpoint cannot serve this recipe, JournalError when a reply cannot be recorded,
+    TableError when sealed replies are missing from the tables, unless `forget_missing` lets them be paid for again.
+    Requests that keep failing are counted in `Tally.failed`; a later call asks them again. `Tally.limit` says which
+    limit of `budget` ended the call, if one did.
     """
     wire = Wire(recipe.require_teacher(), recipe.generation, role)
     wanted = requests(recipe, prompts, shard=shard)
-    return send(run, recipe, wire, wanted, total(recipe, prompts, shard=shard), shard=shard, progress=progress)
+    number = total(recipe, prompts, shard=shard)
+    return send(
+        run,
+        recipe,
+        wire,
+        wanted,
+        number,
+        shard=shard,
+        progress=progress,
+        forget_missing=forget_missing,
+        budget=budget,
+    )
 
 
 def send(
@@ -54,18 +82,20 @@ def send(
     *,
     shard: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
+    forget_missing: bool = False,
+    budget: Budget | None = None,
 ) -> Tally:
     """Send those of `number` requests that no stored reply answers; raises and resumes as `generate`."""
-    with Journal(run.journal_dir, shard[0]) as journal:
-        sealer = Sealer(run, recipe, shard[0])
-        sealer.catch_up(journal)
-        seal_orphans(run, recipe, shard)
+    with Journal(run.journal_dir, shard[0]) as journal, Sealer(run, recipe, journal) as sealer:
+        sealer.catch_up(forget_missing=forget_missing)
+        seal_orphans(run, recipe, shard, forget_missing=forget_missing)
         stored = journals.stored_replies(run.journal_dir)
         tally = Tally(total=number)
-        work = _Generation(recipe, wire, tally, answered_before=bool(stored))
+        work = _Generation(recipe, wire, tally, answered_before=bool(stored), budget=budget or Budget())
         missing = work.missing(wanted, stored)
         try:
-            asyncio.run(work.run(missing, journal, sealer, progress or (lambda tally: None)))
+            with settled_heap():
+                asyncio.run(work.run(missing, journal, sealer, progress or (lambda tally: None)))
         except (EndpointError, KeyboardInterrupt):
             sealer.flush()
             raise
@@ -81,8 +111,9 @@ class _Generation:
     wire: Wire
     tally: Tally
     answered_before: bool
+    budget: Budget
     stop: asyncio.Event = field(default_factory=asyncio.Event)
-    refusal: RefusedError | None = None
+    refusal: EndpointError | TableError | None = None
 
     def missing(self, wanted: Iterable[Request], stored: dict[bytes, int]) -> Iterator[Request]:
         """Requests without a stored answer; counts the others."""
@@ -97,35 +128,68 @@ class _Generation:
         if first is None:
             return
         async with Client(endpoints_of(self.wire.asked)) as client:
-            asker = Asker(self.wire, journal, sealer, progress, client, self.tally, self.stop)
+            asker = Asker(self.wire, journal, sealer, progress, client, self.tally, self.stop, self._prove, self.budget)
             with _drain_on_interrupt(self.stop):
-                for lane in client.lanes:
-                    await self._check_model(client, lane)
-                missing = chain([first], missing)
-                missing = chain(await self._first_replies(asker, missing), missing)
-                workers = [asyncio.create_task(self._work(asker, missing)) for _ in range(client.capacity)]
+                closing = asyncio.create_task(self._close_on_stop(client))
                 try:
-                    await asyncio.gather(*workers)
-                except BaseException:
-                    for worker in workers:
-                        worker.cancel()
-                    await asyncio.gather(*workers, return_exceptions=True)
-                    raise
+                    await self._work_together(asker, chain([first], missing))
+                except BudgetSpent as spent:  # before the first replies
+                    self.tally.limit = str(spent)
+                finally:
+                    closing.cancel()
         if self.refusal is not None:
             raise self.refusal
-        self.tally.stopped = self.stop.is_set()
+        self.tally.stopped = self.stop.is_set() and self.tally.limit is None
+
+    async def _work_together(self, asker: Asker, missing: Iterator[Request]) -> None:
+        """Every request: the first ones alone, the others by workers, more of them than places at the endpoints.
+
+        So one is ready to go while the reply before it is stored.
+        """
+        await self._check_models(asker.client)
+        missing = chain(await self._first_replies(asker, missing), missing)
+        number = asker.client.capacity + asker.client.capacity // _SPARE_WORKERS + 1
+        workers = [asyncio.create_task(self._work(asker, missing)) for _ in range(number)]
+        try:
+            await asyncio.gather(*workers)
+        except BaseException:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+            raise
+
+    async def _close_on_stop(self, client: Client) -> None:
+        """Wake those that wait for a place."""
+        await self.stop.wait()
+        client.gate.close()
+
+    async def _check_models(self, client: Client) -> None:
+        """Raise EndpointError when no endpoint answers, or one lists models and ours is not among them.
+
+        Where some answer, the others are left out until they do.
+        """
+        absent: list[EndpointError] = []
+        for lane in client.lanes:
+            try:
+                await self._check_model(client, lane)
+            except RetryableError as error:
+                absent.append(error)
+                self.tally.last_error = str(error)
+                lane.flow.eject(asyncio.get_running_loop().time())
+        if len(absent) == len(client.lanes):
+            raise EndpointError(
+                f"{absent[0]}. Nothing was sent. Check that the server runs and that the address is its "
+                "OpenAI-compatible base, such as http://host:8000/v1."
+            )
 
     async def _check_model(self, client: Client, lane: Lane) -> None:
-        """Raise EndpointError when nothing answers at an endpoint, or it lists models and ours is not among them."""
+        """Raise RetryableError when nothing answers, EndpointError when it lists models and ours is not among them."""
         try:
             names = await client.models(lane)
-        except (FatalReply, RefusedError):  # a server without a list of models may still answer
+        except AbsentError:
+            raise
+        except (FatalReply, RefusedError, BusyError):  # a server without a list of models may still answer
             return
-        except RetryableError as error:
-            raise EndpointError(
-                f"{error}. Nothing was sent. Check that the server runs and that the address is its "
-                "OpenAI-compatible base, such as http://host:8000/v1."
-            ) from None
         model = self.wire.name
         if names and model not in names:
             raise EndpointError(
@@ -139,7 +203,8 @@ class _Generation:
         Returns the other requests of prompts that failed here; they wait until the endpoints have proved themselves.
         """
         postponed: list[Request] = []
-        canaries = [self._canary(asker, lane, missing, postponed) for lane in asker.client.lanes]
+        present = [lane for lane in asker.client.lanes if not lane.flow.ejected]
+        canaries = [self._canary(asker, lane, missing, postponed) for lane in present]
         for ended in await asyncio.gather(*canaries, return_exceptions=True):
             if ended is not None:
                 raise ended
@@ -158,8 +223,11 @@ class _Generation:
                 if self.answered_before:  # the prompt is at fault, not the endpoint
                     continue
                 reply = None
+            except BusyError:  # the others need not wait for it
+                lane.flow.eject(asyncio.get_running_loop().time())
+                return postponed.append(request)
             if reply is not None:
-                return self._demand_logprobs(lane, reply)
+                return None
             failed.add(request.prompt_id)
             if len(failed) == _FIRST_PROMPTS:
                 raise EndpointError(
@@ -167,6 +235,7 @@ class _Generation:
                     f"{self.tally.last_error}. The others were not sent. `builder probe` shows what the endpoint "
                     "gives; where it refuses logprobs, set generation.logprobs=false."
                 )
+        return None
 
     async def _ask_first(self, asker: Asker, request: Request, lane: Lane) -> Reply | None:
         """`ask`, and again without vLLM's flag for token ids where the endpoint may have refused that."""
@@ -182,7 +251,8 @@ class _Generation:
             lane.gives_token_ids = True  # it was not the flag
             raise
 
-    def _demand_logprobs(self, lane: Lane, reply: Reply) -> None:
+    def _prove(self, lane: Lane, reply: Reply) -> None:
+        """An endpoint's first reply: with logprobs, where the recipe cannot do without. Raises EndpointError."""
         wanted = self.wire.generation.logprobs and self.wire.role == "teacher"
         if wanted and self.recipe.selection.needs_logprobs and not reply.logprobs:
             raise EndpointError(
@@ -191,6 +261,7 @@ class _Generation:
                 "select without the student: selection.selector=random (or longest), no rule score_missing, and "
                 "generation.logprobs=false."
             )
+        lane.proven = True
 
     async def _work(self, asker: Asker, missing: Iterator[Request]) -> None:
         while not self.stop.is_set() and (request := next(missing, None)) is not None:
@@ -198,7 +269,10 @@ class _Generation:
                 await asker.ask(request)
             except FatalReply as error:
                 asker.set_aside(error)
-            except RefusedError as error:  # send no more, but wait for what is in flight: it is paid
+            except BudgetSpent as spent:
+                self.tally.limit = str(spent)
+                self.stop.set()
+            except (EndpointError, TableError) as error:  # send no more, but wait for what is in flight: it is paid
                 self.refusal = error
                 self.stop.set()
 

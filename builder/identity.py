@@ -4,7 +4,8 @@ import hashlib
 import json
 import math
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from json.encoder import encode_basestring as _quoted
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,12 @@ def normalize_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
 
 def prompt_id(messages: Sequence[Message]) -> str:
     """32 hex digits of the normalised messages: the same question from two sources is one prompt."""
-    return sha256_hex(canonical_json(normalize_messages(messages)))[:32]
+    return normalized_prompt_id(normalize_messages(messages))
+
+
+def normalized_prompt_id(messages: Sequence[Message]) -> str:
+    """`prompt_id` of messages that `normalize_messages` has given already."""
+    return sha256_hex(_messages_json(messages))[:32]
 
 
 def request_seed(seed: int, prompt: str, temperature: float, sample_index: int) -> int:
@@ -75,11 +81,6 @@ def request_key(
     `sampling` holds every sampling parameter as sent; reporting flags and `max_tokens` are left out here, so that a
     caller may pass the request's parameters whole. Endpoint, row position and shard are no part of it.
     """
-    decides = {
-        name: value
-        for name, value in sampling.items()
-        if name not in _REPORTING_FLAGS and name not in ("max_tokens", "max_completion_tokens") and value is not None
-    }
     return sha256_hex(
         canonical_json(
             {
@@ -88,12 +89,63 @@ def request_key(
                 "revision": revision,
                 "messages": normalize_messages(messages),
                 "prefix": prefix,
-                "sampling": decides,
+                "sampling": _deciding(sampling),
                 "seed": seed,
                 "sample_index": sample_index,
             }
         )
     )
+
+
+class RequestKeys:
+    """`request_key` and `request_seed` of all requests of a prompt, the same bytes at a tenth of the time.
+
+    Canonical JSON sorts its names, so the messages come before what differs between the requests of a prompt (sample
+    index, sampling, seed): that beginning is hashed once and its hash copied. `sampling` gives for each temperature the
+    parameters as sent.
+    """
+
+    def __init__(
+        self, *, model: str, revision: str | None, seed: int, sampling: Mapping[float, Mapping[str, Any]], samples: int
+    ) -> None:
+        self._before = f'{{"key_format":{KEY_FORMAT},"messages":'
+        self._between = f',"model":{canonical_json(model)},"prefix":null,"revision":{canonical_json(revision)}'
+        self._seed_head = f"[{canonical_json(seed)},"
+        self._grid = [
+            (temperature, index, f",{canonical_json(temperature)},{index}]".encode(), _key_tail(index, parameters))
+            for temperature, parameters in sampling.items()
+            for index in range(samples)
+        ]
+
+    def of(self, prompt: str, messages: Sequence[Message]) -> Iterator[tuple[float, int, int, bytes]]:
+        """Temperature, sample index, seed and key (32 bytes) of each request, for a prompt id and messages as sent."""
+        sha256 = hashlib.sha256
+        shared = sha256(f"{self._before}{_messages_json(normalize_messages(messages))}{self._between}".encode())
+        seeded = f"{self._seed_head}{_quoted(prompt)}".encode()
+        for temperature, index, seed_tail, key_tail in self._grid:
+            seed = int.from_bytes(sha256(seeded + seed_tail).digest()[:4], "big") >> 1
+            key = shared.copy()
+            key.update(b"%b%d}" % (key_tail, seed))
+            yield temperature, index, seed, key.digest()
+
+
+def _key_tail(sample_index: int, sampling: Mapping[str, Any]) -> bytes:
+    return f',"sample_index":{sample_index},"sampling":{canonical_json(_deciding(sampling))},"seed":'.encode()
+
+
+def _deciding(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that decide what comes back."""
+    return {
+        name: value
+        for name, value in sampling.items()
+        if name not in _REPORTING_FLAGS and name not in ("max_tokens", "max_completion_tokens") and value is not None
+    }
+
+
+def _messages_json(messages: Sequence[Message]) -> str:
+    """`canonical_json` of normalised messages, which hold two strings each."""
+    parts = (f'{{"content":{_quoted(each["content"])},"role":{_quoted(each["role"])}}}' for each in messages)
+    return f"[{','.join(parts)}]"
 
 
 def response_id(key: str, *, finish_reason: str | None, max_tokens: int | None) -> str:

@@ -1,7 +1,7 @@
 """The journal: what was sent and what came back, on disk before anything relies on it. Here: its form and readers.
 
 Order of a request (design: money spent is recorded before it is spent): attempt committed → call → raw body committed →
-acknowledged → parsed. One SQLite file a shard; `builder.journal_writer` writes it.
+acknowledged → parsed → sealed in the tables → body pruned. One SQLite file a shard; `builder.journal_writer` writes it.
 """
 
 import sqlite3
@@ -9,15 +9,15 @@ from collections.abc import Container, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import zstandard
 
 from builder.errors import JournalError
 from builder.identity import response_id
 
-FORMAT = 1
-"""Version of the file's form, kept in `meta`."""
+FORMAT = 2
+"""Version of the file's form, kept in `meta`. A file of format 1 gains the columns that say where a reply is sealed."""
 
 SCHEMA = """
 create table if not exists meta (name text primary key, value text not null);
@@ -35,7 +35,9 @@ create table if not exists attempts (
     endpoint text not null,
     sent_at real not null,
     outcome text,
-    detail text
+    detail text,
+    responses_part text,
+    logprobs_part text
 );
 create table if not exists replies (
     attempt_id integer primary key references attempts (attempt_id),
@@ -49,11 +51,18 @@ create table if not exists prefixes (
     prefix text not null
 );
 create index if not exists attempts_by_key on attempts (request_key);
-insert or ignore into meta (name, value) values ('format', '1');
+insert or ignore into meta (name, value) values ('format', '2');
 """
 
-REPLY, RETRYABLE, FATAL, FAILED = "reply", "retryable", "fatal", "failed"
-"""Outcomes of an attempt: a reply; a body worth another try; one that is not; no body. Null: in flight, or lost."""
+FROM_FORMAT_1 = """
+alter table attempts add column responses_part text;
+alter table attempts add column logprobs_part text;
+update meta set value = '2' where name = 'format';
+"""
+
+REPLY, RETRYABLE, FATAL, FAILED, GIVEN_UP = "reply", "retryable", "fatal", "failed", "given_up"
+"""Outcomes of an attempt: a reply; a body worth another try; one that is not; no body; a reply that was sealed, whose
+part is gone, and that the user lets be asked again. Null: in flight, or lost."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,16 @@ class Stored:
     latency_s: float
 
 
+class Sealed(NamedTuple):
+    """A reply that stands in the tables, in these part files; `logprobs_part` is null where it has no logprobs."""
+
+    attempt_id: int
+    response_id: str
+    responses_part: str
+    logprobs_part: str | None
+    has_body: bool
+
+
 def stored_replies(folder: Path) -> dict[bytes, int]:
     """What is paid for, over all shards: request key (32 bytes) → the limit that cut the reply, −1 for a whole one.
 
@@ -103,6 +122,12 @@ def stored_replies(folder: Path) -> dict[bytes, int]:
             if known is None or (known != -1 and (cut == -1 or cut > known)):
                 found[digest] = cut
     return found
+
+
+def answered_prompts(folder: Path) -> set[str]:
+    """Ids of the prompts that any stored reply answers, over all shards."""
+    query = "select distinct prompt_id from attempts where outcome = ?"
+    return {prompt for path in journals(folder) for (prompt,) in _rows(path, query, (REPLY,))}
 
 
 def bodies(path: Path, *, outcome: str | None, skip: Container[str] = ()) -> Iterator[Stored]:
@@ -122,6 +147,30 @@ def bodies(path: Path, *, outcome: str | None, skip: Container[str] = ()) -> Ite
                 continue
             (body,) = connection.execute("select body from replies where attempt_id = ?", (attempt_id,)).fetchone()
             yield Stored(attempt, attempt_id, decompressor.decompress(body), received, latency)
+
+
+def sealed(path: Path) -> Iterator[Sealed]:
+    """Replies of one journal that were sealed and checked: their raw body is pruned, or may be."""
+    with _reading(path) as connection:
+        rows = connection.execute(
+            "select a.attempt_id, request_key, detail, max_tokens, responses_part, logprobs_part,"
+            " r.attempt_id is not null from attempts a left join replies r using (attempt_id)"
+            " where outcome = ? and responses_part is not null",
+            (REPLY,),
+        )
+        for attempt_id, key, finish, limit, responses, logprobs, has_body in rows:
+            identity = response_id(key, finish_reason=finish, max_tokens=limit)
+            yield Sealed(attempt_id, identity, responses, logprobs, bool(has_body))
+
+
+def prunable(path: Path) -> tuple[int, int]:
+    """Raw bodies of one journal that are sealed and still there: how many, and their compressed bytes."""
+    with _reading(path) as connection:
+        row = connection.execute(
+            "select count(*), coalesce(sum(length(body)), 0) from replies r cross join attempts a using (attempt_id)"
+            " where responses_part is not null"
+        ).fetchone()
+    return int(row[0]), int(row[1])
 
 
 def counts(folder: Path) -> dict[str, int]:
@@ -155,7 +204,7 @@ def journals(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.sqlite"))
 
 
-def unreadable(path: Path, error: BaseException) -> str:
+def unreadable(path: Path, error: BaseException | str) -> str:
     """The sentence for a journal that SQLite or zstd cannot read."""
     return (
         f"Journal {path} cannot be used: {error}. It holds paid replies, so nothing goes on without it. "

@@ -1,13 +1,17 @@
 """The whole story on one screen: prompts → responses → scores → verdicts → selection → release."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from builder.budget import PAID, Budget, open_budget
 from builder.config import Recipe
 from builder.console import Reporter
 from builder.continuation import continuing
-from builder.errors import EndpointError, ScoreError
+from builder.errors import BudgetError, EndpointError, ScoreError
 from builder.generate import MAX_TRIES, Tally, generate, send
+from builder.live import Live
 from builder.mix import MixResult, open_checkpoint, prepare, served
 from builder.prompts import Prompts, load_prompts, write_prompts
 from builder.release import Release, release
@@ -21,6 +25,14 @@ from builder.wire import Wire
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What the run may cost in all: USD by the declared prices, and tokens of prompts and completions."""
+
+    cost: float | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
 class Steps:
     """The steps of one run on one recipe. Each is safe to rerun and does only what its inputs have not seen."""
 
@@ -30,6 +42,7 @@ class Steps:
     reporter: Reporter
     shard: tuple[int, int] = (0, 1)
     limit: int | None = None
+    limits: Limits = Limits()
 
     def everything(self) -> Release:
         """Every step in order."""
@@ -39,31 +52,57 @@ class Steps:
         self.verify()
         return self.release(self.select())
 
-    def generate(self, *, strict: bool = True) -> tuple[Prompts, Tally]:
+    def generate(self, *, strict: bool = True, forget_missing: bool = False) -> tuple[Prompts, Tally]:
         """Ask what is missing. Raises EndpointError when requests kept failing, KeyboardInterrupt when interrupted.
 
         Requests that the endpoint refuses for good are an error too if `strict`, else a warning: nothing would mend it.
+        Sealed replies that the tables lack are a TableError; `forget_missing` lets them be paid for again.
         """
         prompts = load_prompts(self.recipe, limit=self.limit)
         write_prompts(self.run, prompts, limited=self.limit is not None)
         wanted = len(prompts.rows) * len(self.recipe.generation.temperatures) * self.recipe.generation.samples
-        with self.reporter.progress("generate", wanted) as meter:
+        with self._watched("generate", wanted) as progress:
             tally = generate(
                 self.run,
                 self.recipe,
                 prompts,
                 shard=self.shard,
-                progress=lambda now: meter.update(now.done, wanted, note(now)),
+                progress=progress,
+                forget_missing=forget_missing,
+                budget=self._budget(),
             )
         show_generated(self.reporter, prompts, tally)
         self.run.event("generate", asdict(tally))
         self._settle("generate", tally, strict=strict)
         return prompts, tally
 
+    def _budget(self) -> Budget:
+        return open_budget(self.run, self.recipe.require_teacher(), self.limits.cost, self.limits.tokens)
+
+    @contextmanager
+    def _watched(self, what: str, total: int) -> Iterator[Callable[[Tally], None]]:
+        """Progress here, and for `builder status` in another terminal."""
+        live = Live.of(self.run, what, self.shard[0])
+        with self.reporter.progress(what, total) as meter:
+
+            def seen(now: Tally) -> None:
+                live.update(now)
+                meter.update(now.done, total, note(now, live.seconds))
+
+            try:
+                yield seen
+            finally:
+                live.end()
+
     def _settle(self, what: str, tally: Tally, *, strict: bool) -> None:
         """Raise KeyboardInterrupt when interrupted, EndpointError for missing replies; warn where that is final."""
         if tally.stopped:
             raise KeyboardInterrupt
+        if tally.limit is not None:
+            raise BudgetError(
+                f"{what} stopped at {tally.limit}. {tally.done:,} of {tally.total:,} replies are stored and kept; no "
+                "request was sent that could have gone over. Rerun with a larger limit for the rest."
+            )
         missing = (
             f"{what}: {tally.failed} requests failed {MAX_TRIES} times and {tally.set_aside} got no reply for good; "
             f"last: {tally.last_error}. {tally.done:,} of {tally.total:,} replies are stored"
@@ -100,15 +139,10 @@ class Steps:
 
     def _send(self, what: str, wire: Wire, requests: list[Request]) -> Tally:
         """Send what is not stored, with progress. Raises as `_settle`."""
-        with self.reporter.progress(what, len(requests)) as meter:
-            tally = send(
-                self.run,
-                self.recipe,
-                wire,
-                requests,
-                len(requests),
-                progress=lambda now: meter.update(now.done, len(requests), note(now)),
-            )
+        budget = self._budget() if wire.role in PAID else None
+        with self._watched(what, len(requests)) as progress:
+            tally = send(self.run, self.recipe, wire, requests, len(requests), progress=progress, budget=budget)
+        self.run.event(what, asdict(tally))
         self._settle(what, tally, strict=False)
         return tally
 

@@ -13,6 +13,8 @@ from builder.requests import Need, need
 from builder.store import Run
 
 _JOURNAL_BYTES_PER_TOKEN = 24.0  # raw reply with logprobs, compressed; measured on vLLM bodies
+_RAW_BYTES = 200e6  # of the journal: a segment of raw replies that fills while the one before it is pruned
+_RAW_SHARE = 0.001  # raw replies that stay
 _TABLE_BYTES_PER_TOKEN = 6.4  # logprob, token id, token end and text, zstd Parquet
 _BYTES_WITHOUT_LOGPROBS = 6.0
 
@@ -71,7 +73,7 @@ def make_plan(
     stored = journal.stored_replies(run.journal_dir)
     if isinstance(prompts, Prompts):
         warnings += prompts.notes
-        wanted = need(recipe, prompts, stored)
+        wanted = need(recipe, prompts, stored, answered=journal.answered_prompts(run.journal_dir))
         rows, duplicates, conflicts = len(prompts.rows), prompts.duplicates, prompts.gold_conflicts
     else:
         rows, duplicates, conflicts = prompts, 0, 0
@@ -196,5 +198,11 @@ def _at_most_usd(recipe: Recipe, tokens: int) -> float | None:
 def _disk(recipe: Recipe, tokens: Interval | None) -> Interval | None:
     if tokens is None:
         return None
-    each = _JOURNAL_BYTES_PER_TOKEN + _TABLE_BYTES_PER_TOKEN if recipe.generation.logprobs else _BYTES_WITHOUT_LOGPROBS
-    return Interval(tokens.value * each, tokens.low * each, tokens.high * each)
+    table, raw = _TABLE_BYTES_PER_TOKEN, _JOURNAL_BYTES_PER_TOKEN
+    if not recipe.generation.logprobs:
+        table = raw = _BYTES_WITHOUT_LOGPROBS / 2
+    sizes = (
+        number * table + min(number * raw, _RAW_BYTES + number * raw * _RAW_SHARE)
+        for number in (tokens.value, tokens.low, tokens.high)
+    )
+    return Interval(*sizes)

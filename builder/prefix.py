@@ -85,7 +85,7 @@ def parse(body: bytes, prefix: str | None = None) -> Reply:
     begun = Prefix.of(prefix)
     try:
         given = _text_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _from_chat(*choice_of(body), begun)
     return _from_text(given, begun)
 

@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import msgspec
 import polars as pl
 import pyarrow as pa
 
+from builder.collector import no_collection
 from builder.config import Gold, PromptSource, Recipe
 from builder.errors import SourceError
-from builder.identity import normalize_messages, prompt_id
+from builder.identity import normalize_messages, normalized_prompt_id
 from builder.store import Run, columns_table
 from builder.verifiers import default_verifier
 
@@ -46,13 +48,14 @@ def load_prompts(recipe: Recipe, *, limit: int | None = None) -> Prompts:
             break
         revision, rows = open_source(source)
         count = 0
-        for number, row in enumerate(rows, start=1):
-            if limit is not None and len(merged) >= limit:
-                break
-            count += 1
-            if number == 1:
-                columns = _columns(source, row, notes)
-            _merge(merged, golds, _prompt(columns, revision, number, row))
+        with no_collection():
+            for number, row in enumerate(rows, start=1):
+                if limit is not None and len(merged) >= limit:
+                    break
+                count += 1
+                if number == 1:
+                    columns = _columns(source, row, notes)
+                _merge(merged, golds, _prompt(columns, revision, number, row))
         total += count
         if count == 0 and (limit is None or len(merged) < limit):
             raise SourceError(f"{source.source} holds no rows. Check the file, the config and the split.")
@@ -61,13 +64,9 @@ def load_prompts(recipe: Recipe, *, limit: int | None = None) -> Prompts:
                 f"{source.source} has {count} rows, but the recipe declares {source.rows}. Costs were planned for the "
                 "declared number; correct `rows`, or the source."
             )
-    conflicts = 0
-    for key, row in merged.items():
-        row["gold_conflicts"] = max(0, len(golds[key]) - 1)
-        if row["gold_conflicts"]:
-            row["gold"] = None
-            conflicts += 1
-    return Prompts(list(merged.values()), total, total - len(merged), conflicts, tuple(notes))
+    for key, different in golds.items():
+        merged[key] |= {"gold": None, "gold_conflicts": len(different) - 1}
+    return Prompts(list(merged.values()), total, total - len(merged), len(golds), tuple(notes))
 
 
 def _columns(source: PromptSource, first: dict[str, Any], notes: list[str]) -> PromptSource:
@@ -184,7 +183,7 @@ def _prompt(source: PromptSource, revision: str, number: int, row: dict[str, Any
     gold_type = source.gold_type or _text(row, "gold_type")
     gold = _gold(source, where, row)
     return {
-        "prompt_id": prompt_id(messages),
+        "prompt_id": normalized_prompt_id(messages),
         "messages": messages,
         "domain": source.domain or _text(row, "domain"),
         "gold": gold,
@@ -193,13 +192,18 @@ def _prompt(source: PromptSource, revision: str, number: int, row: dict[str, Any
         "language": source.language or _text(row, "language"),
         "sources": [
             {
-                "source": source.source if source.is_hub else Path(source.source).name,
+                "source": source.source if source.is_hub else _file_name(source.source),
                 "revision": revision,
                 "license": source.license or _text(row, "license") or _text(row, "licence"),
             }
         ],
         "gold_conflicts": 0,
     }
+
+
+@cache
+def _file_name(path: str) -> str:
+    return Path(path).name
 
 
 def _messages(source: PromptSource, where: str, row: dict[str, Any]) -> list[dict[str, str]]:
@@ -249,14 +253,16 @@ def _text(row: dict[str, Any], column: str) -> str | None:
 
 
 def _merge(merged: dict[str, dict[str, Any]], golds: dict[str, set[str]], row: dict[str, Any]) -> None:
-    """Add a prompt; one that is there already gains the source, and a gold where it had none."""
+    """Add a prompt; one that is there already gains the source, and a gold where it had none.
+
+    `golds` holds all golds of the prompts whose sources disagree.
+    """
     key = row["prompt_id"]
     known = merged.setdefault(key, row)
-    if row["gold"] is not None:
-        golds.setdefault(key, set()).add(row["gold"])
-    golds.setdefault(key, set())
     if known is row:
         return
+    if row["gold"] is not None and known["gold"] is not None and row["gold"] != known["gold"]:
+        golds.setdefault(key, {known["gold"]}).add(row["gold"])
     if row["sources"][0] not in known["sources"]:
         known["sources"].append(row["sources"][0])
     for column in ("gold", "gold_type", "verifier", "domain", "language"):

@@ -1,71 +1,54 @@
-"""Raw bodies of OpenAI-compatible endpoints, parsed into one form. Pure functions on bytes."""
+"""Raw bodies of OpenAI-compatible endpoints as replies: reasoning, answer, tokens. Pure functions on bytes.
 
-import json
-import math
+`builder.dialect` reads what servers write into one form; here that becomes what the tables hold.
+"""
+
+import re
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
-import msgspec
-
-from builder.errors import EmptyReply, EndpointError, FatalReply
+from builder.dialect import (
+    MOST,
+    Choice,
+    Logprobs,
+    Message,
+    TokenLogprob,
+    Usage,
+    choice_of,
+    clean,
+    count,
+    refuse_broken_off,
+    short,
+)
+from builder.errors import EmptyReply, FatalReply
 from builder.text import THINK_CLOSE, THINK_OPEN, split_reasoning
+
+__all__ = [
+    "MISSING_LOGPROB",
+    "Choice",
+    "Logprobs",
+    "Message",
+    "Reply",
+    "TokenLogprob",
+    "Usage",
+    "bare_reply",
+    "choice_of",
+    "clean",
+    "parse_reply",
+    "refuse_broken_off",
+    "short",
+    "split_channels",
+]
 
 MISSING_LOGPROB: Final = -9000.0
 """vLLM writes −9999.0 where it has no logprob (spec DASD 2.7); anything at or below this is missing, not measured."""
-_BROKEN_OFF: Final = frozenset({"abort", "error", "insufficient_system_resource"})
-"""finish_reason of a server that gave up in the middle (vLLM, OpenRouter, DeepSeek): no end of its own, no limit."""
-
-
-class TokenLogprob(msgspec.Struct):
-    """One token as the endpoint names it, with its logprob in nats."""
-
-    token: str = ""
-    logprob: float | None = None
-    bytes: list[int] | None = None
-
-
-class Logprobs(msgspec.Struct):
-    """Logprobs of a choice, token by token."""
-
-    content: list[TokenLogprob] | None = None
-
-
-class Message(msgspec.Struct):
-    """The assistant message in the fields that servers use."""
-
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[Any] | None = None
-    function_call: Any = None
-    refusal: str | None = None
-
-    @property
-    def thinking(self) -> str | None:
-        """The reasoning field under its name of today or of before."""
-        return self.reasoning if self.reasoning is not None else self.reasoning_content
-
-
-class Choice(msgspec.Struct):
-    """One choice of a chat completion. Text completions are read into it too, their text as content."""
-
-    message: Message
-    finish_reason: str | None = None
-    logprobs: Logprobs | None = None
-    token_ids: list[int] | None = None
-
-
-class Usage(msgspec.Struct):
-    """Tokens by the endpoint's count."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class _Body(msgspec.Struct):
-    choices: list[Choice] | None = None
-    usage: Usage | None = None
-    error: Any = None
+_ENDS: Final = {
+    **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", "stop_sequence", "stop_token", "complete"), "stop"),
+    **dict.fromkeys(
+        ("length", "max_tokens", "max_length", "max_output_tokens", "model_length", "token_limit"), "length"
+    ),
+}
+"""finish_reason in other words (TGI, Together, Anthropic, Cohere; Gemini, Mistral, watsonx), in lower case."""
 
 
 @dataclass(frozen=True)
@@ -86,21 +69,22 @@ class Reply:
     nonfinite_count: int
 
 
-_decoder = msgspec.json.Decoder(_Body)
-
-
 def parse_reply(body: bytes) -> Reply:
     """The reply in a body of status 200. Raises EndpointError (worth another try) or FatalReply (not worth one)."""
     choice, usage = choice_of(body)
     message = choice.message
-    content, replaced_content = clean(message.content or message.refusal)
+    content, replaced_content = clean(message.content)
     thinking, replaced_thinking = clean(message.thinking)
+    reply = bare_reply(choice, usage)
     if thinking and thinking.strip():
         reasoning: str | None = _without_tags(thinking)
         answer, form = (content or "").strip() or None, "field"
+    elif (channels := split_channels(content or "")) is not None:
+        reasoning, answer, calls = channels
+        form = "tags" if answer is not None or calls else "unclosed"
+        reply = replace(reply, tool_calls=reply.tool_calls + calls)
     else:
         reasoning, answer, form = split_reasoning(content or "")
-    reply = bare_reply(choice, usage)
     if reasoning is None and answer is None and not reply.tool_calls and reply.finish_reason != "length":
         if reply.finish_reason == "content_filter":
             raise FatalReply("the endpoint's content filter left nothing of the reply")
@@ -109,71 +93,62 @@ def parse_reply(body: bytes) -> Reply:
     return replace(reply, reasoning=reasoning, answer=answer, reasoning_format=form, replaced_characters=replaced)
 
 
-def choice_of(body: bytes) -> tuple[Choice, Usage]:
-    """The one choice of a body and its token counts. Raises as `parse_reply`."""
-    parsed = _decode(body)
-    if parsed.error is not None and not parsed.choices:
-        raise EndpointError(f"the endpoint answered 200 with an error inside: {short(parsed.error)}")
-    if not parsed.choices:
-        raise EndpointError(f"the endpoint answered 200 without choices: {short(body[:200].decode(errors='replace'))}")
-    if len(parsed.choices) > 1:
-        raise FatalReply(f"the endpoint gave {len(parsed.choices)} choices where one was asked (is `n` in extra_body?)")
-    choice = parsed.choices[0]
-    refuse_broken_off(choice.finish_reason)
-    return choice, parsed.usage or Usage()
-
-
-def refuse_broken_off(finish_reason: str | None) -> None:
-    """Raise EndpointError for a reply whose server gave up in the middle."""
-    if finish_reason in _BROKEN_OFF:
-        raise EndpointError(f"the endpoint broke the reply off (finish_reason {finish_reason})")
-
-
 def bare_reply(choice: Choice, usage: Usage) -> Reply:
     """All of a reply but its texts."""
     message = choice.message
     pieces, logprobs, nonfinite = _tokens(choice.logprobs)
+    completion_tokens = count(usage.completion_tokens)
+    finish = clean(choice.finish_reason)[0]
     return Reply(
         reasoning=None,
         answer=None,
         reasoning_format="none",
-        finish_reason=clean(choice.finish_reason)[0],
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens if usage.completion_tokens is not None else (len(pieces) or None),
+        finish_reason=_ENDS.get(finish.lower(), finish) if finish else finish,
+        prompt_tokens=count(usage.prompt_tokens),
+        completion_tokens=completion_tokens if completion_tokens is not None else (len(pieces) or None),
         tool_calls=len(message.tool_calls or []) + (message.function_call is not None),
         replaced_characters=0,
-        token_ids=choice.token_ids or _named_ids(choice.logprobs),
+        token_ids=_sound_ids(choice.token_ids or _named_ids(choice.logprobs)),
         pieces=pieces,
         logprobs=logprobs,
         nonfinite_count=nonfinite,
     )
 
 
-def _decode(body: bytes) -> _Body:
-    """Typed decode; bare NaN and Infinity, which some servers write, and lone surrogates need the slow reader."""
-    try:
-        return _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        pass
-    start = short(body[:200].decode(errors="replace"))
-    try:
-        plain = json.loads(body.decode("utf-8", errors="replace"))
-    except (ValueError, RecursionError) as error:
-        raise EndpointError(f"the endpoint answered 200 with a body that is no reply ({error}): {start}") from None
-    try:
-        return msgspec.convert(plain, _Body, strict=False)
-    except msgspec.ValidationError as error:
-        if isinstance(plain, dict) and plain.get("choices"):  # asking again would bring, and cost, the same
-            raise FatalReply(f"the endpoint's reply has a form that is not known here ({error}): {start}") from None
-        raise EndpointError(f"the endpoint answered 200 with a body that is no reply ({error}): {start}") from None
+def _sound_ids(ids: list[int]) -> list[int]:
+    """The token ids, or none of them where one cannot be an id."""
+    return ids if ids and min(ids) >= 0 and max(ids) <= MOST else []
 
 
-def clean(text: str | None) -> tuple[str | None, int]:
-    """Text without lone surrogates, which Arrow and UTF-8 cannot hold, and how many were replaced by U+FFFD."""
-    if text is None or text.isascii():
-        return text, 0
-    count = sum(1 for character in text if "\ud800" <= character <= "\udfff")
-    return (text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), count) if count else (text, 0)
+_CHANNEL: Final = re.compile(
+    r"<\|channel\|>([^<]*)(?:<\|constrain\|>[^<]*)?<\|message\|>"
+    r"(.*?)(?=<\|(?:end|return|call|start|channel)\|>|\Z)",
+    re.DOTALL,
+)
+_BARE_CHANNELS: Final = re.compile(r"analysis(?=\S)(.*?)(?:assistant)+final(.*)", re.DOTALL)
+
+
+def split_channels(content: str) -> tuple[str | None, str | None, int] | None:
+    """Reasoning, answer and tool calls of a reply that carries harmony's channels inline; None where it does not.
+
+    Markers as openai/harmony docs/format.md has them, or what is left of them where the server drops special tokens:
+    `analysis…assistantfinal…`.
+    """
+    text = content.lstrip()
+    if not text.startswith(("<|channel|>", "<|start|>assistant")):
+        bare = _BARE_CHANNELS.fullmatch(text)
+        return (bare[1].strip() or None, bare[2].strip() or None, 0) if bare else None
+    thought: list[str] = []
+    said: list[str] = []
+    calls = 0
+    for header, message in _CHANNEL.findall(text):
+        if "to=" in header:
+            calls += 1
+        elif header.strip() == "final":
+            said.append(message.strip())
+        elif header.strip() == "analysis":
+            thought.append(message.strip())
+    return "\n".join(thought) or None, "\n".join(said) or None, calls
 
 
 def _without_tags(thinking: str) -> str | None:
@@ -189,17 +164,25 @@ def _tokens(logprobs: Logprobs | None) -> tuple[list[bytes], list[float | None],
     values: list[float | None] = []
     nonfinite = 0
     for entry in entries:
-        named = entry.token.startswith("token_id:")
         if entry.bytes is not None and (entry.bytes or not entry.token):
-            pieces.append(bytes(byte & 0xFF for byte in entry.bytes))
+            pieces.append(_bytes(entry.bytes))
         else:
+            named = entry.token.startswith("token_id:")
             pieces.append(b"" if named else entry.token.encode("utf-8", "replace"))
         value = entry.logprob
-        if value is not None and (not math.isfinite(value) or value <= MISSING_LOGPROB):
+        if value is not None and not MISSING_LOGPROB < value < -MISSING_LOGPROB:  # NaN is not either
             value = None
             nonfinite += 1
         values.append(value)
     return pieces, values, nonfinite
+
+
+def _bytes(given: list[int]) -> bytes:
+    """A token's bytes; some servers write them as signed."""
+    try:
+        return bytes(given)
+    except (ValueError, OverflowError):
+        return bytes(byte & 0xFF for byte in given)
 
 
 def _named_ids(logprobs: Logprobs | None) -> list[int]:
@@ -207,10 +190,3 @@ def _named_ids(logprobs: Logprobs | None) -> list[int]:
     entries = (logprobs.content if logprobs else None) or []
     names = [entry.token.removeprefix("token_id:") for entry in entries if entry.token.startswith("token_id:")]
     return [int(name) for name in names] if len(names) == len(entries) and all(map(str.isdecimal, names)) else []
-
-
-def short(value: Any) -> str:
-    """At most 200 characters of a value, for messages."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    text = clean(text)[0] or ""
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,11 +1,11 @@
 """Which requests a recipe means: prompts × temperatures × samples, lazily, each with its identity."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from builder.config import Generation, Recipe
-from builder.identity import Message, normalize_messages, request_key, request_seed
+from builder.identity import Message, RequestKeys, normalize_messages
 from builder.prompts import Prompts
 
 
@@ -58,27 +58,26 @@ def messages_of(generation: Generation, messages: Iterable[Message]) -> list[dic
 
 def requests(recipe: Recipe, prompts: Prompts, *, shard: tuple[int, int] = (0, 1)) -> Iterator[Request]:
     """All requests of a shard `(index, count)`, prompt after prompt. A shard holds whole prompts, by their hash."""
-    teacher = recipe.require_teacher()
+    keys = _keys(recipe)
     generation = recipe.generation
     for row in prompts.rows:
         prompt = row["prompt_id"]
         if not _in_shard(prompt, shard):
             continue
         messages = messages_of(generation, row["messages"])
-        for temperature in generation.temperatures:
-            parameters = sampling(generation, temperature)
-            for sample_index in range(generation.samples):
-                seed = request_seed(generation.seed, prompt, temperature, sample_index)
-                key = request_key(
-                    model=teacher.model,
-                    revision=teacher.revision,
-                    messages=messages,
-                    prefix=None,
-                    sampling=parameters,
-                    seed=seed,
-                    sample_index=sample_index,
-                )
-                yield Request(key, prompt, messages, temperature, sample_index, seed, generation.max_tokens)
+        for temperature, sample_index, seed, key in keys.of(prompt, messages):
+            yield Request(key.hex(), prompt, messages, temperature, sample_index, seed, generation.max_tokens)
+
+
+def _keys(recipe: Recipe) -> RequestKeys:
+    teacher, generation = recipe.require_teacher(), recipe.generation
+    return RequestKeys(
+        model=teacher.model,
+        revision=teacher.revision,
+        seed=generation.seed,
+        sampling={temperature: sampling(generation, temperature) for temperature in generation.temperatures},
+        samples=generation.samples,
+    )
 
 
 def total(recipe: Recipe, prompts: Prompts, *, shard: tuple[int, int] = (0, 1)) -> int:
@@ -94,13 +93,35 @@ def _in_shard(prompt: str, shard: tuple[int, int]) -> bool:
 
 def satisfied(stored: dict[bytes, int], request: Request) -> bool:
     """Whether a stored reply answers the request: it stopped by itself, or was cut at no smaller limit."""
-    cut = stored.get(bytes.fromhex(request.key))
-    return cut is not None and (cut == -1 or cut >= request.max_tokens)
+    return _answers(stored.get(bytes.fromhex(request.key)), request.max_tokens)
 
 
-def need(recipe: Recipe, prompts: Prompts, stored: dict[bytes, int], *, shard: tuple[int, int] = (0, 1)) -> Need:
-    """Requests in all and those paid for. Without anything stored no key is computed: plans of millions stay quick."""
+def _answers(cut: int | None, max_tokens: int) -> bool:
+    return cut is not None and (cut == -1 or cut >= max_tokens)
+
+
+def need(
+    recipe: Recipe,
+    prompts: Prompts,
+    stored: dict[bytes, int],
+    *,
+    shard: tuple[int, int] = (0, 1),
+    answered: Container[str] | None = None,
+) -> Need:
+    """Requests in all and those paid for.
+
+    Where `answered` names the prompts that have a stored reply at all, no key of another prompt is computed: plans of
+    millions stay quick.
+    """
     if not stored:
         return Need(total(recipe, prompts, shard=shard), 0)
-    paid = sum(satisfied(stored, request) for request in requests(recipe, prompts, shard=shard))
+    keys = _keys(recipe)
+    generation = recipe.generation
+    paid = 0
+    for row in prompts.rows:
+        prompt = row["prompt_id"]
+        if _in_shard(prompt, shard) and (answered is None or prompt in answered):
+            asked = keys.of(prompt, messages_of(generation, row["messages"]))
+            for _, _, _, key in asked:
+                paid += _answers(stored.get(key), generation.max_tokens)
     return Need(total(recipe, prompts, shard=shard), paid)

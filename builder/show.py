@@ -6,6 +6,7 @@ from builder.config import Recipe
 from builder.console import Reporter, shown
 from builder.evaluate import Evaluation
 from builder.generate import Tally
+from builder.live import duration, rate
 from builder.mix import MixResult
 from builder.plan import Interval, Plan
 from builder.probe import ProbeResult
@@ -16,14 +17,16 @@ from builder.selection import SelectionResult
 from builder.verify import VerifyResult
 
 
-def note(tally: Tally) -> str:
-    """Tokens, money and errors behind the bar of `generate`."""
-    parts = [f"{tally.in_flight} in flight", f"{tally.completion_tokens:,} tokens"]
+def note(tally: Tally, seconds: float) -> str:
+    """Pace, money and errors behind the bar of `generate`, `seconds` after its start."""
+    pace, left = rate(tally, seconds)
+    parts = [f"{tally.in_flight} in flight", f"{pace:,.0f} tokens/s"]
+    if left is not None:
+        parts.append(f"{duration(left)} left")
     if tally.cost_usd:
         parts.append(f"${tally.cost_usd:.2f}")
-    if tally.retried:
-        parts.append(f"{tally.retried} retried")
-    return ", ".join(parts)
+    kinds = sorted(tally.errors.items(), key=lambda item: -item[1])[:3]
+    return ", ".join([*parts, *(f"{number:,} × {kind}" for kind, number in kinds)])
 
 
 def show_plan(reporter: Reporter, recipe: Recipe, plan: Plan) -> None:

@@ -174,6 +174,7 @@ def _check_key(connection: duckdb.DuckDBPyConnection, staged: Staged) -> None:
     if row is not None:
         named = ", ".join(f"{name} {value}" for name, value in zip(staged.key, row, strict=False))
         raise TableError(
-            f"{' and '.join(staged.tables)}: {named} is stored {row[-1]} times. Every count would be off. Delete the "
-            f"folder tables/{staged.tables[0]} and rerun the step that makes it; replies come back from the journal."
+            f"{' and '.join(staged.tables)}: {named} is stored {row[-1]} times. Every count would be off. Move "
+            f"the folder tables/{staged.tables[0]} away and rerun the step that makes it. For replies that is builder "
+            "generate: it makes them from the journal's raw bodies, and names the parts whose bodies are pruned."
         )

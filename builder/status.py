@@ -1,10 +1,16 @@
 """Progress, cost and errors of a run, read from its files; safe while another process writes."""
 
+from dataclasses import fields
+from typing import Any
+
 from builder import journal
+from builder.ask import Tally
 from builder.console import Reporter
 from builder.errors import UsageError
+from builder.live import running
 from builder.release import calls, latest_release
 from builder.schema import TABLES
+from builder.show import note
 from builder.store import Run
 
 
@@ -12,6 +18,9 @@ def show_status(reporter: Reporter, run: Run) -> None:
     """Print tables, attempts by outcome, money, errors, and what to back up."""
     if not run.root.is_dir():
         raise UsageError(f"There is no run at {run.root}; builder generate makes it, or name another with --run.")
+    now = running(run)
+    for state in now:
+        reporter.line(described(state))
     attempts = journal.counts(run.journal_dir)
     paid = calls(run)
     reporter.table(f"Run {run.root}", ("table", "rows"), [(name, run.rows(name)) for name in TABLES if run.rows(name)])
@@ -25,13 +34,25 @@ def show_status(reporter: Reporter, run: Run) -> None:
     )
     newest = latest_release(run)
     reporter.line(f"latest release: {newest.version if newest else 'none'}")
-    reporter.line(f"back up {run.journal_dir}: it holds every reply that was paid for; all tables are made from it")
+    kept = ", ".join(str(run.table_dir(name)) for name in ("responses", "logprobs"))
+    reporter.line(f"back up {run.journal_dir}, {kept}: together they hold every reply that was paid for")
     reporter.result(
         {
+            "running": now,
             "tables": {name: run.rows(name) for name in TABLES},
             "attempts": attempts,
             "calls": paid,
             "errors": dict(errors),
             "release": newest.version if newest else None,
         }
+    )
+
+
+def described(state: dict[str, Any]) -> str:
+    """One line on a call that writes the run now."""
+    known = {field.name for field in fields(Tally)}
+    tally = Tally(**{name: value for name, value in state.items() if name in known})
+    return (
+        f"{state['what']} goes on (process {state['pid']}): {tally.done:,} of {tally.total:,} replies, "
+        f"{note(tally, state['updated'] - state['started'])}"
     )

@@ -5,12 +5,13 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,12 @@ import yaml
 from builder.errors import TableError
 from builder.schema import TABLES, Table
 
+_TOKEN_ENCODINGS: Final = {
+    "token_ids": "PLAIN",
+    "token_end": "DELTA_BINARY_PACKED",
+    "logprob": "BYTE_STREAM_SPLIT",
+}
+Check = Callable[[Path, Path], None]
 _PART = re.compile(r"^part-(\d{3})-(\d{5})\.parquet$")
 
 
@@ -57,12 +64,16 @@ class Run:
         write_text(yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True), self.root / "resolved.yaml")
 
     def event(self, step: str, values: Mapping[str, Any]) -> None:
-        """Add one line to events.jsonl: when a step ended and with what."""
+        """Add one line to events.jsonl: when a step ended and with what. Raises TableError when the disk refuses."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         line = json.dumps({"time": now, "step": step, **values}, ensure_ascii=False, default=str)
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        path = self.root / "events.jsonl"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise _refused(path, error) from error
 
     def rows(self, name: str) -> int:
         """Rows of a table, from the footers of its parts."""
@@ -73,16 +84,30 @@ class Run:
         folder = self.table_dir(name)
         return sorted(path for path in folder.glob("part-*.parquet") if _PART.match(path.name))
 
-    def append(self, name: str, rows: pa.Table, *, shard: int = 0) -> Path | None:
-        """Add one part. It appears by rename only, after its bytes are on disk. No rows, no part."""
+    def append(self, name: str, rows: pa.Table, *, shard: int = 0, check: Check | None = None) -> Path | None:
+        """Add one part. It appears by rename only, after its bytes are on disk. No rows, no part.
+
+        `check(temporary, part)` sees the finished file under its temporary name; what it raises leaves no part.
+        """
         if rows.num_rows == 0:
             return None
         taken = [
             int(match[2]) for path in self.parts(name) if (match := _PART.match(path.name)) and int(match[1]) == shard
         ]
         path = self.table_dir(name) / f"part-{shard:03d}-{max(taken, default=-1) + 1:05d}.parquet"
-        write_parquet(rows.cast(TABLES[name].schema), path)
+        write_parquet(rows.cast(TABLES[name].schema), path, check)
         return path
+
+    def remove(self, ids: Container[str]) -> None:
+        """Take all rows of these replies out of every table, part by part, each by rename."""
+        for name, table in TABLES.items():
+            if "response_id" not in table.schema.names:
+                continue
+            for part in self.parts(name):
+                rows = pq.read_table(part)
+                stays = [identity not in ids for identity in rows["response_id"].to_pylist()]
+                if not all(stays):
+                    write_parquet(rows.filter(pa.array(stays)), part)
 
     def replace(self, name: str, rows: pa.Table) -> None:
         """Make `rows` the whole table, as one part that takes the old one's place in a single rename.
@@ -95,15 +120,18 @@ class Run:
             if part != only:
                 part.unlink()
 
-    def scan(self, name: str) -> pl.LazyFrame:
-        """The table, lazily; empty where it was never written. Raises TableError on a foreign schema."""
+    def scan(self, name: str, *, paths_as: str | None = None) -> pl.LazyFrame:
+        """The table, lazily; empty where it was never written. Raises TableError on a foreign schema.
+
+        `paths_as` names a further column: the path of the part that a row stands in.
+        """
         parts = self.parts(name)
         if not parts:
             empty: Any = pl.from_arrow(TABLES[name].schema.empty_table())
-            return pl.LazyFrame(empty)
+            return pl.LazyFrame(empty).with_columns(*([pl.lit("").alias(paths_as)] if paths_as else []))
         for part in parts:
             check_schema(TABLES[name], part)
-        return pl.scan_parquet(parts, glob=False)  # a run may lie in a folder named a[1]
+        return pl.scan_parquet(parts, glob=False, include_file_paths=paths_as)  # a run may lie in a folder named a[1]
 
     def schema(self, name: str) -> pa.Schema:
         """Schema of a table."""
@@ -138,20 +166,39 @@ def check_schema(table: Table, part: Path) -> None:
         if wanted != other:
             raise TableError(
                 f"{part} has {other or 'nothing'} where table {table.name} has {wanted or 'nothing'}: column {name}. "
-                "It was written by another version; delete the table's folder and rerun the step that makes it "
-                "(replies come back from the journal without a request)."
+                "It was written by another version; move the table's folder away and rerun the step that makes it. "
+                "Replies whose raw bodies are in the journal come back without a request; builder generate names the "
+                "parts of the others and stops."
             )
 
 
-def write_parquet(rows: pa.Table, path: Path) -> None:
+def write_parquet(rows: pa.Table, path: Path, check: Check | None = None) -> None:
     """Write beside, sync, rename: the file is whole or not there. Raises TableError when the disk refuses."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(rows, temporary, compression="zstd", compression_level=3, row_group_size=50_000)
+        pq.write_table(
+            rows, temporary, compression="zstd", compression_level=3, row_group_size=50_000, **_encodings(rows)
+        )
+        if check is not None:
+            check(temporary, path)
         publish_file(temporary, path)
     except OSError as error:
-        raise _refused(path, temporary, error) from error
+        with suppress(OSError):
+            temporary.unlink()
+        raise _refused(path, error) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _encodings(rows: pa.Table) -> dict[str, Any]:
+    """Token columns without a dictionary: their numbers hardly repeat. Measured on replies of 16,000 tokens, zstd-3:
+    5.2 bytes a token in place of 8.9, at half the time.
+    """
+    given = {f"{name}.list.element": _TOKEN_ENCODINGS[name] for name in rows.column_names if name in _TOKEN_ENCODINGS}
+    others = [name for name in rows.column_names if name not in _TOKEN_ENCODINGS]
+    return {"column_encoding": given, "use_dictionary": others} if given else {}
 
 
 def write_text(text: str, path: Path) -> None:
@@ -162,13 +209,13 @@ def write_text(text: str, path: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
         publish_file(temporary, path)
     except OSError as error:
-        raise _refused(path, temporary, error) from error
+        with suppress(OSError):
+            temporary.unlink()
+        raise _refused(path, error) from error
 
 
-def _refused(path: Path, temporary: Path, error: OSError) -> TableError:
-    """The error for a disk that refuses a write, with the unfinished file gone."""
-    with suppress(OSError):
-        temporary.unlink()
+def _refused(path: Path, error: OSError) -> TableError:
+    """The error for a disk that refuses a write."""
     return TableError(
         f"Writing {path} failed: {error}. Nothing was lost: what was there before is untouched. "
         "Free space or mend the disk, then rerun the same command."
@@ -208,11 +255,22 @@ def remove_tree(folder: Path) -> None:
     folder.rmdir()
 
 
-def columns_table(name: str, rows: list[dict[str, Any]]) -> pa.Table:
-    """Rows of a table as Arrow, in its schema; raises TableError naming the row that does not fit."""
+def columns_table(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows of a table as Arrow, in its schema; raises TableError naming the row that does not fit.
+
+    A list may be a numpy array, which holds 16,000 numbers in 64 kB where Python's objects take half a megabyte; NaN in
+    an array of floats stands for null.
+    """
+    schema = TABLES[name].schema
     try:
-        return pa.Table.from_pylist(rows, schema=TABLES[name].schema)
-    except (pa.ArrowException, TypeError, ValueError) as error:
+        return pa.Table.from_arrays(
+            [_column([row.get(field.name) for row in rows], field.type) for field in schema], schema=schema
+        )
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise TableError(
             f"Rows do not fit table {name}: {error}. This is a defect of tempered; please report it."
         ) from error
+
+
+def _column(values: list[Any], kind: pa.DataType) -> "pa.Array[Any]":
+    return pa.array(values, type=kind, from_pandas=any(isinstance(value, np.ndarray) for value in values))

@@ -45,7 +45,7 @@ def align(pieces: Sequence[bytes], reasoning: str | None, answer: str | None) ->
         cursor = start + len(part)
     if _STRUCTURE.fullmatch(stream, cursor) is None:
         raise AlignError(f"the tokens go on after the text: {_excerpt(stream, cursor)}")
-    ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64) if pieces else np.zeros(0, np.int64)
+    ends = np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)))
     offsets = np.zeros(len(pieces), np.int64)
     empty = np.diff(ends, prepend=0) == 0
     before = 0

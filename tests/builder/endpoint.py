@@ -27,6 +27,7 @@ class Ask:
     body: dict[str, Any]
     before: int
     authorization: str
+    peer: str = ""  # the connection's other end
 
     @property
     def question(self) -> str:
@@ -43,6 +44,7 @@ class Endpoint:
     script: Script = lambda ask: None
     model: str | None = "toy"  # None: no list of models
     models_body: bytes | None = None
+    models_status: int = 200
     delay_s: float = 0.0
     logprobs: bool = True
     completes: bool = False  # raw completions are there too; their asks have a `prompt`
@@ -57,12 +59,13 @@ class Endpoint:
         if self.model is None:
             return web.Response(status=404, text="no such route")
         listed = json.dumps({"object": "list", "data": [{"id": self.model, "object": "model"}]}).encode()
-        return web.Response(body=self.models_body or listed, content_type="application/json")
+        return web.Response(status=self.models_status, body=self.models_body or listed, content_type="application/json")
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         before = sum(ask.body == body for ask in self.asks)
-        ask = Ask(len(self.asks), body, before, request.headers.get("authorization", ""))
+        peer = request.transport and request.transport.get_extra_info("peername")
+        ask = Ask(len(self.asks), body, before, request.headers.get("authorization", ""), str(peer))
         self.asks.append(ask)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)

@@ -1,5 +1,7 @@
 import asyncio
+import gzip
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,9 @@ from aiohttp import web
 from endpoint import DROP, endpoint, reply_to
 
 from builder import client as clients
-from builder.client import Client, RefusedError, RejectedError, RetryableError, backoff_s, endpoints_of
+from builder.client import AbsentError, BusyError, Client, RefusedError, RejectedError, RetryableError, endpoints_of
 from builder.config import Endpoint, Teacher
-from builder.errors import EndpointError, UsageError
+from builder.errors import EndpointError, FatalReply, UsageError
 
 PAYLOAD = {"model": "toy", "messages": [{"role": "user", "content": "q?"}], "max_tokens": 9}
 WIRE_FILE = Path(__file__).parents[1] / "data/wire_replies.jsonl"
@@ -52,7 +54,7 @@ def test_a_body_comes_back_byte_for_byte() -> None:
         (413, RejectedError),
         (422, RejectedError),
         (425, RetryableError),
-        (429, RetryableError),
+        (429, BusyError),
         (500, RetryableError),
         (503, RetryableError),
         (529, RetryableError),
@@ -64,7 +66,7 @@ def test_a_status_is_sorted_by_what_helps(status: int, kind: type[EndpointError]
     assert f"answered {status}: " in str(error)
 
 
-REAL = {400: RejectedError, 401: RefusedError, 404: RefusedError, 429: RetryableError}
+REAL = {400: RejectedError, 401: RefusedError, 404: RefusedError, 429: BusyError}
 
 
 @pytest.mark.parametrize("row", [row for row in WIRE if row["status"] != 200], ids=lambda row: row["id"])
@@ -79,21 +81,68 @@ def test_an_empty_account_stops_although_its_status_says_try_again() -> None:
     assert "no money left" in str(error)
 
 
+@pytest.mark.parametrize("status", [400, 403, 429, 500])
 @pytest.mark.parametrize(
-    ("header", "wish"), [("7", 7.0), ("0.5", 0.5), ("nan", None), ("Wed, 21 Oct 2026 07:28:00 GMT", None), ("", None)]
+    "said",
+    [
+        b'{"error": {"code": "insufficient_quota", "message": "no"}}',
+        b'{"error": {"type": "insufficient_quota"}}',
+        b'[{"error": {"message": "insufficient_quota: pay first"}}]',
+        b'{"object": "error", "type": "insufficient_quota"}',
+        b'{"error": "insufficient_quota"}',
+        b"<p>insufficient_quota</p>",
+    ],
 )
-def test_retry_after_is_read_in_seconds(header: str, wish: float | None) -> None:
-    error = failure(lambda: web.Response(status=429, headers={"Retry-After": header}))
+def test_an_empty_account_stops_in_any_status_and_form(status: int, said: bytes) -> None:
+    assert isinstance(failure(lambda: web.Response(status=status, body=said)), RefusedError)
+
+
+def test_an_empty_account_stops_even_as_a_200() -> None:
+    assert isinstance(failure(b'{"error": {"code": "insufficient_quota"}}'), RefusedError)
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "kind"),
+    [
+        (400, b'{"error": {"code": 400, "message": "bad"}, "input": "what is insufficient_quota?"}', RejectedError),
+        (429, b'{"error": {"code": "rate_limit_exceeded"}, "asked": "insufficient_quota"}', BusyError),
+    ],
+)
+def test_a_prompt_about_empty_accounts_is_none(status: int, said: bytes, kind: type[EndpointError]) -> None:
+    assert type(failure(lambda: web.Response(status=status, body=said))) is kind
+
+
+def test_a_reply_about_empty_accounts_is_a_reply() -> None:
+    raw = b'{"choices": [{"message": {"content": "insufficient_quota"}}]}'
+    with endpoint(script=lambda ask: raw) as server:
+        assert call(server.url) == raw
+
+
+def wish_of(status: int = 429, **headers: str) -> float | None:
+    error = failure(lambda: web.Response(status=status, headers={k.replace("_", "-"): v for k, v in headers.items()}))
     assert isinstance(error, RetryableError)
-    assert error.retry_after_s == wish
+    return error.retry_after_s
 
 
-@pytest.mark.parametrize(
-    ("wish", "low", "high"), [(7.0, 7, 8), (-3.0, 0, 1), (1e9, 120, 121), (float("inf"), 120, 121), (None, 0, 60)]
-)
-def test_back_off_honours_a_wish_within_reason(wish: float | None, low: float, high: float) -> None:
-    for attempt in (1, 3, 50):
-        assert low <= backoff_s(attempt, wish) <= high
+@pytest.mark.parametrize(("header", "wish"), [("7", 7.0), ("0.5", 0.5), ("nan", None), ("soon", None), ("", None)])
+def test_retry_after_is_read_in_seconds(header: str, wish: float | None) -> None:
+    assert wish_of(retry_after=header) == wish
+
+
+def test_retry_after_is_read_in_milliseconds_first() -> None:
+    assert wish_of(retry_after_ms="250", retry_after="7") == 0.25
+
+
+def test_retry_after_is_read_as_a_date_by_the_endpoints_clock() -> None:
+    until = "Wed, 21 Oct 2020 07:28:30 GMT"
+    assert wish_of(retry_after=until, date="Wed, 21 Oct 2020 07:28:00 GMT") == 30.0
+    assert wish_of(retry_after=until, date="no date") < 0  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("status", [503, 529])
+def test_a_503_that_asks_for_a_pause_is_busy(status: int) -> None:
+    error = failure(lambda: web.Response(status=status, headers={"Retry-After": "3"}))
+    assert type(error) is BusyError
 
 
 def test_a_broken_connection_is_worth_another_try() -> None:
@@ -107,8 +156,8 @@ def test_a_body_that_breaks_off_in_the_middle_is_worth_another_try() -> None:
     assert isinstance(failure(half), RetryableError)
 
 
-def test_nobody_at_the_address_is_worth_another_try() -> None:
-    with pytest.raises(RetryableError, match="cannot be reached"):
+def test_nobody_at_the_address_is_the_endpoints_state() -> None:
+    with pytest.raises(AbsentError, match="cannot be reached"):
         call("http://127.0.0.1:9/v1")
 
 
@@ -168,16 +217,86 @@ def test_a_list_of_models_that_cannot_be_read_is_no_list(listed: bytes) -> None:
         assert asyncio.run(names(server.url)) == []
 
 
-def test_the_least_loaded_endpoint_is_taken_and_counts_as_loaded_at_once() -> None:
-    small, large = (Endpoint(url=f"http://{name}/v1", max_in_flight=size) for name, size in (("s", 1), ("l", 3)))
-    client = Client([small, large])
-    client.lanes = [clients.Lane(each, None, "none") for each in (small, large)]  # type: ignore[arg-type]
-    taken = [client.taken() for _ in range(4)]
-    names = [one.__enter__().endpoint.url[7] for one in taken]
-    assert sorted(names) == ["l", "l", "l", "s"]
-    for one in taken:
-        one.__exit__(None, None, None)
-    assert [lane.in_flight for lane in client.lanes] == [0, 0]
+class Endless:
+    """Chunks of a body that is made while it is sent; counts them."""
+
+    def __init__(self, chunks: int) -> None:
+        self.left = chunks
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while self.left:
+            self.left -= 1
+            yield bytes(2**20)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_of_300_mb_is_refused_and_not_read(announced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "MAX_BODY_BYTES", 8 * 2**20)
+    body = Endless(300)
+    length = {"Content-Length": str(300 * 2**20)} if announced else {}
+    error = failure(lambda: web.Response(body=body, headers=length))
+    assert isinstance(error, FatalReply)
+    assert "more than 8,388,608 bytes" in str(error)
+    assert body.left > 200
+
+
+def test_a_small_body_that_unpacks_to_a_large_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "MAX_BODY_BYTES", 2**20)
+    bomb = gzip.compress(bytes(2**23))
+    error = failure(lambda: web.Response(body=bomb, headers={"Content-Encoding": "gzip"}))
+    assert isinstance(error, FatalReply)
+
+
+def test_of_an_endless_error_only_the_beginning_is_read() -> None:
+    body = Endless(300)
+    assert isinstance(failure(lambda: web.Response(status=500, body=body)), RetryableError)
+    assert body.left > 200
+
+
+def test_a_compressed_body_comes_back_unpacked() -> None:
+    packed = gzip.compress(b'{"choices": []}')
+    with endpoint(script=lambda ask: web.Response(body=packed, headers={"Content-Encoding": "gzip"})) as server:
+        assert call(server.url) == b'{"choices": []}'
+
+
+def test_a_connection_serves_again_after_a_reply_and_after_an_error() -> None:
+    async def several(url: str) -> None:
+        async with Client([Endpoint(url=url)]) as client:
+            for _ in range(3):
+                await client.post("/chat/completions", PAYLOAD)
+                with pytest.raises(RetryableError):
+                    await client.post("/chat/completions", PAYLOAD)
+
+    with endpoint(script=lambda ask: 500 if ask.number % 2 else None) as server:
+        asyncio.run(several(server.url))
+        assert len({ask.peer for ask in server.asks}) == 1
+
+
+def test_a_reply_may_drip_for_longer_than_silence_may_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "_TIMEOUT", clients.Timeout(None, connect=5, read=0.5, write=5, pool=None))
+
+    class Drip:
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            for byte in b'{"drip": 1}':
+                await asyncio.sleep(0.1)
+                yield bytes([byte])
+
+    with endpoint(script=lambda ask: web.Response(body=Drip())) as server:
+        assert call(server.url) == b'{"drip": 1}'
+
+
+def test_a_reply_that_stalls_in_the_middle_ends_in_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "_TIMEOUT", clients.Timeout(None, connect=5, read=0.2, write=5, pool=None))
+
+    class Stall:
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield b'{"choices'
+            await asyncio.sleep(2)
+
+    with endpoint(script=lambda ask: web.Response(body=Stall())) as server:
+        with pytest.raises(RetryableError, match="did not answer in time") as caught:
+            call(server.url)
+        assert caught.value.overloaded
 
 
 def test_the_default_reply_depends_on_messages_and_seed_alone() -> None:

@@ -16,7 +16,7 @@ from aiohttp import web
 from endpoint import DROP, Ask, Endpoint, endpoint, wait_until
 
 from builder import ask as asking
-from builder import journal, journal_writer
+from builder import flow, journal, journal_writer
 from builder.ask import Tally
 from builder.client import RefusedError
 from builder.config import Recipe
@@ -32,7 +32,12 @@ LOSSY = [500, 429, DROP, b"", b"<html>keep-alive</html>", b'{"error": "overloade
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "backoff_s", lambda attempt, wish: 0.0)
+    wait(monkeypatch, 0.0)
+
+
+def wait(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    for module in (asking, flow):
+        monkeypatch.setattr(module, "backoff_s", lambda attempt, wish: seconds)
 
 
 def questions(number: int) -> Prompts:
@@ -171,16 +176,26 @@ def test_what_may_pass_is_retried_and_stored_once(tmp_path: Path) -> None:
     assert content(run) == content(calm)
 
 
-def test_what_keeps_failing_is_counted_and_asked_again_by_the_next_call(tmp_path: Path) -> None:
+def test_what_fails_while_others_succeed_is_set_aside_with_the_reason(tmp_path: Path) -> None:
     run = Run(tmp_path)
     with endpoint(script=lambda ask: 500 if ask.question == "What is 1 + 1?" else None) as server:
-        tally = generate(run, recipe(server, samples=1), questions(5))
-        assert (tally.replies, tally.failed, tally.set_aside, tally.retried) == (8, 2, 0, 10)
+        tally = generate(run, recipe(server, samples=1), questions(50))
+        assert (tally.replies, tally.failed, tally.set_aside, tally.retried) == (98, 0, 2, 10)
         assert "answered 500: " in (tally.last_error or "")
-        assert len(server.asks) == 8 + 2 * asking.MAX_TRIES
+        assert f"it failed {asking.MAX_TRIES} times, and " in (tally.last_error or "")
+        assert len(server.asks) == 98 + 2 * asking.MAX_TRIES
     with endpoint() as server:
-        tally = generate(run, recipe(server, samples=1), questions(5))
-        assert (tally.stored_before, tally.replies, len(server.asks)) == (8, 2, 2)
+        tally = generate(run, recipe(server, samples=1), questions(50))
+        assert (tally.stored_before, tally.replies, len(server.asks)) == (98, 2, 2)
+
+
+def test_what_fails_while_nothing_succeeds_is_counted_and_asked_again_by_the_next_call(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with endpoint(script=lambda ask: 500 if ask.number else None) as server:
+        tally = generate(run, recipe(server, samples=1, temperatures=1.0), questions(3))
+        assert (tally.replies, tally.failed, tally.set_aside, tally.retried) == (1, 2, 0, 10)
+    with endpoint() as server:
+        assert generate(run, recipe(server, samples=1, temperatures=1.0), questions(3)).replies == 2
 
 
 @pytest.mark.parametrize("poison", [0, 3])
@@ -402,7 +417,7 @@ def test_a_write_that_fails_stops_the_sending(tmp_path: Path, monkeypatch: pytes
         sent = len(server.asks)
         assert sent < 200
         monkeypatch.undo()
-        monkeypatch.setattr(asking, "backoff_s", lambda attempt, wish: 0.0)
+        wait(monkeypatch, 0.0)
         kept = journal.counts(run.journal_dir)
         assert kept.get("reply", 0) + kept.get("unparsed", 0) >= sent - 2 * 8
         tally = generate(run, recipe(server), questions(60))
@@ -498,7 +513,7 @@ def test_ctrl_c_waits_for_what_is_in_flight_and_sends_no_more(tmp_path: Path) ->
 
 
 def test_ctrl_c_does_not_wait_for_a_back_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "backoff_s", lambda attempt, wish: 60.0)
+    wait(monkeypatch, 60.0)
 
     def script(ask: Ask) -> Any:
         if ask.number == 8:

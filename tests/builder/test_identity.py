@@ -8,13 +8,17 @@ from hypothesis import strategies as st
 
 from builder.config import Recipe
 from builder.identity import (
+    RequestKeys,
     canonical_json,
+    normalize_messages,
+    normalized_prompt_id,
     order_key,
     prompt_id,
     request_key,
     request_seed,
     response_id,
     rowset_hash,
+    sha256_hex,
 )
 from builder.prompts import Prompts
 from builder.requests import Need, need, requests
@@ -115,6 +119,53 @@ def test_request_key_changes_with_whatever_changes_the_reply(change: dict[str, A
     assert request_key(**ASKED | change) != request_key(**ASKED)
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+MESSAGES = st.lists(st.fixed_dictionaries({"role": TEXT, "content": TEXT}), min_size=1, max_size=3)
+
+
+@given(
+    messages=MESSAGES,
+    model=TEXT,
+    revision=st.none() | TEXT,
+    prompt=TEXT,
+    seed=st.integers(0, 2**40),
+    temperatures=st.lists(st.floats(0, 3), min_size=1, max_size=3, unique=True),
+    extra=st.dictionaries(st.sampled_from(["top_k", "stop", "max_tokens", "user", "é"]) | TEXT, JSON, max_size=4),
+    samples=st.integers(1, 4),
+)
+def test_keys_and_seeds_of_a_whole_prompt_are_those_of_its_requests_one_by_one(
+    messages: Any, model: str, revision: Any, prompt: str, seed: int, temperatures: Any, extra: Any, samples: int
+) -> None:
+    sampling = {temperature: {**extra, "temperature": temperature} for temperature in temperatures}
+    keys = RequestKeys(model=model, revision=revision, seed=seed, sampling=sampling, samples=samples)
+    expected = []
+    for temperature in temperatures:
+        for index in range(samples):
+            own = request_seed(seed, prompt, temperature, index)
+            key = request_key(
+                model=model,
+                revision=revision,
+                messages=messages,
+                prefix=None,
+                sampling=sampling[temperature],
+                seed=own,
+                sample_index=index,
+            )
+            expected.append((temperature, index, own, bytes.fromhex(key)))
+    assert list(keys.of(prompt, messages)) == expected
+
+
+@given(MESSAGES)
+def test_a_prompt_id_is_the_hash_of_the_messages_canonical_json(messages: Any) -> None:
+    normal = normalize_messages(messages)
+    text = canonical_json(normal)
+    assert prompt_id(messages) == normalized_prompt_id(normal) == sha256_hex(text)[:32]
+
+
 def test_one_and_one_point_zero_are_one_temperature() -> None:
     whole = ASKED | {"sampling": {"temperature": 1, "top_p": 1}}
     assert request_key(**whole) == request_key(**ASKED | {"sampling": {"temperature": 1.0, "top_p": 1.0}})
@@ -159,6 +210,14 @@ def test_added_prompts_samples_and_temperatures_only_add_requests() -> None:
     assert need(recipe(samples=1), rows("b?"), stored) == Need(2, 2)
     assert need(recipe(temperatures=[0.3, 0.6, 1.0]), rows("a?", "b?"), stored) == Need(12, 8)
     assert need(recipe(logprobs=False), rows("a?", "b?"), stored) == Need(8, 8)
+
+
+def test_a_plan_computes_no_keys_of_prompts_that_have_no_reply() -> None:
+    prompts = rows("a?", "b?", "c?")
+    stored = {bytes.fromhex(key): -1 for key in keys(recipe(), rows("a?", "b?"))}
+    answered = {row["prompt_id"] for row in rows("a?", "b?").rows}
+    assert need(recipe(), prompts, stored, answered=answered) == need(recipe(), prompts, stored) == Need(12, 8)
+    assert need(recipe(), prompts, stored, answered=set()) == Need(12, 0)
 
 
 def test_another_seed_model_or_system_prompt_asks_everything_again() -> None:

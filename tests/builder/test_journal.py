@@ -84,6 +84,14 @@ def test_a_whole_reply_wins_over_a_cut_one_and_a_larger_limit_over_a_smaller(
     assert journal.stored_replies(tmp_path) == {bytes.fromhex(KEY): cut}
 
 
+def test_a_prompt_is_answered_once_any_shard_holds_a_reply_to_it(tmp_path: Path) -> None:
+    asked = [("a", REPLY), ("b", RETRYABLE), ("c", None), ("d", FAILED), ("a", REPLY)]
+    for shard, (prompt, outcome) in enumerate(asked):
+        with Journal(tmp_path, shard) as book:
+            settle(book, attempt(prompt_id=prompt), b"{}", outcome)
+    assert journal.answered_prompts(tmp_path) == {"a"}
+
+
 def test_what_brought_no_reply_is_counted_by_kind_and_answers_nothing(tmp_path: Path) -> None:
     with Journal(tmp_path, 0) as book:
         settle(book, attempt(), None, FAILED, "429")
@@ -218,9 +226,9 @@ def test_a_journal_of_another_format_is_refused(tmp_path: Path) -> None:
     with Journal(tmp_path) as book:
         pass
     with sqlite3.connect(book.path) as plain:
-        plain.execute("update meta set value = '2'")
+        plain.execute("update meta set value = '3'")
     plain.close()
-    with pytest.raises(JournalError, match="has format 2, this version of tempered writes 1"):
+    with pytest.raises(JournalError, match="has format 3, this version of tempered writes 2"):
         Journal(tmp_path)
 
 

@@ -16,6 +16,7 @@ from release_toys import contents, whole
 from score_toys import save_student
 
 from builder import ask as asking
+from builder import flow
 from builder.config import Recipe
 from builder.console import Reporter
 from builder.errors import EndpointError, MixError, UsageError
@@ -196,7 +197,9 @@ def test_a_second_mix_asks_nothing_and_releases_nothing(mixed: Toy, tmp_path: Pa
     assert not steps.release().is_new
 
 
-def test_lost_tables_come_back_from_the_journal_with_their_prefixes(mixed: Toy, tmp_path: Path) -> None:
+def test_lost_tables_of_less_than_a_segment_come_back_from_the_journal_with_their_prefixes(
+    mixed: Toy, tmp_path: Path
+) -> None:
     again = Toy(tmp_path / "again", mixed.url)
     shutil.copytree(mixed.root, again.root)
     run = Run(again.root / "run")
@@ -285,7 +288,8 @@ def test_the_students_server_may_be_given(toy: Toy) -> None:
 
 
 def test_empty_rollouts_are_counted_and_the_others_go_on(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "backoff_s", lambda attempt, wish: 0.0)
+    for module in (asking, flow):
+        monkeypatch.setattr(module, "backoff_s", lambda attempt, wish: 0.0)
     empty: list[str] = []
 
     def spoil(body: Json, ask: Ask) -> Any:

@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from builder import store
 from builder.config import Student
@@ -242,3 +246,48 @@ def test_parts_are_zstd_and_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
     assert file_sha256(tmp_path / "one") == file_sha256(tmp_path / "two")
     assert pq.read_metadata(tmp_path / "one").row_group(0).column(0).compression == "ZSTD"
     assert pl.read_parquet(tmp_path / "one").height == 2
+
+
+NUMBERS = st.none() | st.lists(st.integers(-(2**31), 2**31 - 1), max_size=5)
+LOGPROBS = st.none() | st.lists(st.none() | st.floats(width=32, allow_nan=False), max_size=5)
+
+
+@given(st.lists(st.tuples(NUMBERS, NUMBERS, LOGPROBS), max_size=5))
+def test_rows_of_arrays_are_the_same_table_as_rows_of_lists(values: list[tuple[Any, Any, Any]]) -> None:
+    names = ("token_ids", "token_end", "logprob")
+    lists = [{"response_id": "r", "nonfinite_count": 0, **dict(zip(names, row, strict=True))} for row in values]
+    types = {"token_ids": np.int64, "token_end": np.int32, "logprob": np.float32}
+    arrays = [
+        {name: np.array(cell, types[name]) if isinstance(cell, list) else cell for name, cell in row.items()}
+        for row in lists
+    ]
+    plain = pa.Table.from_pylist(lists, schema=TABLES["logprobs"].schema)
+    assert columns_table("logprobs", arrays).equals(plain)
+    assert columns_table("logprobs", lists).equals(plain)
+
+
+def test_a_number_that_does_not_fit_its_column_is_refused() -> None:
+    for ids in ([2**40], np.array([2**40])):
+        with pytest.raises(TableError, match="logprobs"):
+            columns_table("logprobs", [{"response_id": "r", "token_ids": ids, "nonfinite_count": 0}])
+
+
+def test_token_columns_are_small_and_read_alike_by_everyone(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    number = 20_000
+    row = {
+        "response_id": "r",
+        "token_ids": draw.integers(0, 150_000, number),
+        "token_end": np.cumsum(draw.integers(0, 9, number)),
+        "logprob": np.where(draw.random(number) < 0.01, np.nan, -draw.exponential(0.3, number)).astype(np.float32),
+        "nonfinite_count": 0,
+    }
+    table = columns_table("logprobs", [row, {"response_id": "s", "nonfinite_count": 1}])
+    run = Run(tmp_path)
+    path = run.append("logprobs", table)
+    assert path is not None
+    assert pq.read_table(path).equals(table)
+    assert run.read("logprobs").to_arrow().cast(table.schema).equals(table)
+    assert duckdb.sql(f"from '{path}'").to_arrow_table().cast(table.schema).equals(table)
+    pq.write_table(table, tmp_path / "usual.parquet", compression="zstd", compression_level=3)
+    assert path.stat().st_size < 0.75 * (tmp_path / "usual.parquet").stat().st_size
