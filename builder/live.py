@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -34,19 +35,24 @@ class Live:
         return time.time() - self.started
 
     def update(self, tally: Tally) -> None:
-        """Write the state, unless that was done within the last second. No sync: it is a view, never a record."""
+        """Write the state, unless that was done within the last second. No sync: it is a view, never a record.
+
+        Nor does a run end for it: where the disk refuses, the journal's own write says so, by name.
+        """
         now = time.time()
         if now - self._written < EVERY_S:
             return
         self._written = now
         state = {"what": self.what, "pid": os.getpid(), "started": self.started, "updated": now, **asdict(tally)}
         temporary = self.path.with_suffix(".part")
-        temporary.write_text(json.dumps(state), encoding="utf-8")
-        temporary.replace(self.path)
+        with suppress(OSError):
+            temporary.write_text(json.dumps(state), encoding="utf-8")
+            temporary.replace(self.path)
 
     def end(self) -> None:
         """Take the file away."""
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
 
 
 def rate(tally: Tally, seconds: float) -> tuple[float, float | None]:

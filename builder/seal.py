@@ -219,8 +219,14 @@ class Sealer:
 
     def _prune(self) -> None:
         """Drop the bodies of what is sealed, once the folders that hold the parts are on disk too."""
-        for folder in (self.run.root, self.run.table_dir("responses").parent):
-            sync_directory(folder)
+        try:
+            for folder in (self.run.root, self.run.table_dir("responses").parent):
+                sync_directory(folder)
+        except OSError as error:
+            raise TableError(
+                f"Syncing {self.run.root} failed: {error}. Nothing was lost: the journal keeps every raw body. "
+                "Free space or mend the disk, then rerun the same command."
+            ) from error
         self.journal.prune().result()
 
 

@@ -63,10 +63,6 @@ def wal_middle(path: Path, dice: random.Random) -> None:
     flip(wal(path), dice, 0.1, 0.8)
 
 
-def bit(path: Path, dice: random.Random) -> None:
-    flip(path, dice, 0, 1)
-
-
 def wal(path: Path) -> Path:
     return path.with_name(path.name + "-wal")
 
@@ -105,8 +101,6 @@ def damaged(site: Site, half: Site, damage: Damage, dice: random.Random, *, unse
 
 LOUD = {"header": (header, 1), "truncated": (truncated, 1), "body": (body, 1)}
 LOUD |= {"wal header": (wal_header, 0), "wal middle": (wal_middle, 0)}
-QUIET = {"bit": bit, "page": page}
-"""What may lie where nothing is read: in free space, in an index, in a reply that the tables hold already."""
 
 
 def bodies_of(path: Path) -> dict[int, bytes]:
@@ -144,11 +138,11 @@ def test_a_damaged_journal_is_named_and_neither_touched_nor_paid_around(
         table.add(site.account, 1)
 
 
-def named_or_harmless(
-    server: Teacher, spawner: Spawner, half: Site, calm: dict[str, str], folder: Path, what: str, dice: random.Random
+def named_or_harmless(  # a page may lie where nothing is read: in an index, or in a reply that the tables hold
+    server: Teacher, spawner: Spawner, half: Site, calm: dict[str, str], folder: Path, dice: random.Random
 ) -> tuple[Site, bool]:
     site = Site(server, folder, questions=QUESTIONS)
-    before = damaged(site, half, QUIET[what], dice, unsealed=dice.random() < 0.7)
+    before = damaged(site, half, page, dice, unsealed=dice.random() < 0.7)
     code = spawner.run(site.order(site.argv()))
     if code:
         is_named(site, code, before)
@@ -165,25 +159,18 @@ def test_a_page_of_noise_is_named_or_harms_nothing(
 ) -> None:
     table, dice = line("journal damaged: page (short)"), random.Random(4)
     for _ in range(2):
-        site, _ = named_or_harmless(server, spawners[0], half[1], calm(QUESTIONS), tmp_path, "page", dice)
+        site, _ = named_or_harmless(server, spawners[0], half[1], calm(QUESTIONS), tmp_path, dice)
         table.add(site.account, 1)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("what", "least"), [("page", 20), ("bit", 1)])
-def test_damage_anywhere_is_named_or_harms_nothing(
-    server: Teacher,
-    spawners: list[Spawner],
-    half: tuple[Site, Site],
-    calm: Calm,
-    tmp_path: Path,
-    what: str,
-    least: int,
+def test_sixty_pages_of_noise_are_named_or_harm_nothing(
+    server: Teacher, spawners: list[Spawner], half: tuple[Site, Site], calm: Calm, tmp_path: Path
 ) -> None:
-    table, dice, named = line(f"journal damaged: {what}"), random.Random(4), 0
+    table, dice, named = line("journal damaged: page"), random.Random(4), 0
     for _ in range(60):
-        site, loud = named_or_harmless(server, spawners[0], half[1], calm(QUESTIONS), tmp_path, what, dice)
+        site, loud = named_or_harmless(server, spawners[0], half[1], calm(QUESTIONS), tmp_path, dice)
         table.add(site.account, 1)
         named += loud
-    assert named >= least
+    assert named > 30

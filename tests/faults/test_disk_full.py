@@ -1,6 +1,7 @@
 """A disk of a few hundred kilobytes, really full, then freed. It needs the right to mount a tmpfs of one's own."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,6 +70,7 @@ def fill_and_free(disk: Disk, server: Teacher, folder: Path, calm: dict[str, str
     disk.leave(SIZE)
     assert disk.spawner.run(site.order(site.argv("long"))) == 0, site.out
     site.account.close(calm)
+    shutil.rmtree(site.run.root)
     return site, bool(code)
 
 
@@ -77,7 +79,9 @@ def sizes(disk: Disk, server: Teacher, folder: Path) -> int:
     site = Site(server, folder, questions=QUESTIONS, run=disk.root / "calm")
     before = disk.used
     assert disk.spawner.run(site.order(site.argv("long"))) == 0, site.out
-    return disk.used - before
+    size = disk.used - before
+    shutil.rmtree(site.run.root)
+    return size
 
 
 def test_a_full_disk_stops_the_sending_and_the_run_goes_on_when_it_is_freed(

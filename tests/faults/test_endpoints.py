@@ -70,7 +70,7 @@ def _is_null() -> object:
 @pytest.mark.faults
 @pytest.mark.parametrize("cap", [CAP, {}], ids=["above the cap", "below the cap"])
 def test_a_hundred_megabytes_of_nothing_end_in_a_named_error_and_not_in_memory(
-    server: Teacher, spawners: list[Spawner], calm: Calm, tmp_path: Path, cap: dict[str, object]
+    server: Teacher, spawners: list[Spawner], tmp_path: Path, cap: dict[str, object]
 ) -> None:
     table, site = line(f"endpoint: 100 MB, {'above' if cap else 'below'} the cap"), Site(server, tmp_path, questions=1)
     child = spawners[0].start(site.order(site.argv("huge"), set=cap))
@@ -84,7 +84,8 @@ def test_a_hundred_megabytes_of_nothing_end_in_a_named_error_and_not_in_memory(
     if cap:
         quiet = spawners[0].start(site.order(site.argv(), set=cap))
         assert finish(quiet) == 0, site.out
-        site.account.close(calm(1))
+        site.account.reckon(0)  # no comparison of tables: such a body may end the asking for token ids
+        assert len(site.account.acknowledged) == site.run.rows("responses") == site.wanted
         assert child.peak_mb < quiet.peak_mb + 64
     table.add(site.account, 1)
 

@@ -88,21 +88,32 @@ def one(
     return hit
 
 
+SERIES = [
+    ("disk", ("exit",), 1),
+    ("disk", ("full", "broken"), 1),
+    ("disk", ("broken-after",), 2),
+    ("disk", ("exit-after",), 4),  # nearly the next operation's exit
+    ("disk", ("late",), 4),
+    *(("net", (kind,), 1) for kind in NET),
+]
+"""Where, kinds in turn, and every how manieth operation."""
+
+
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("where", "kind"), KINDS, ids=[f"{where}-{kind}" for where, kind in KINDS])
+@pytest.mark.parametrize(("where", "kinds", "step"), SERIES, ids=[f"{each[0]}-{each[1][0]}" for each in SERIES])
 def test_a_failure_at_every_operation_loses_nothing_and_pays_for_nothing_that_is_stored(
-    server: Teacher, spawners: list[Spawner], calm: Calm, tmp_path: Path, where: str, kind: str
+    server: Teacher, spawners: list[Spawner], calm: Calm, tmp_path: Path, where: str, kinds: tuple[str, ...], step: int
 ) -> None:
-    table, expected = line(f"{where}: {kind} at every operation"), calm(QUESTIONS)
-    numbers, through, wrong = count(1, step=3 if (where, kind) == ("disk", "late") else 1), [], []
+    table, expected = line(f"{where}: {' or '.join(kinds)}, one operation after the other"), calm(QUESTIONS)
+    numbers, through, wrong = count(1, step), [], []
 
     def loop(spawner: Spawner) -> Callable[[], None]:
         def act() -> None:
             while not through:
                 at = next(numbers)
                 try:
-                    if not one(server, tmp_path, spawner, expected, table, where, kind, at):
+                    if not one(server, tmp_path, spawner, expected, table, where, kinds[at % len(kinds)], at):
                         through.append(at)
                 except AssertionError as error:  # go on: one table shows them all
                     wrong.append(str(error))
