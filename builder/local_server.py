@@ -119,8 +119,8 @@ def _environment(threads: int | None) -> dict[str, str]:
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     pools = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     own = {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
-    # Waiting threads that spin would take the cores from whoever asks this server.
-    return {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | own | pools
+    # Threads that spin for long while they wait would take the cores from whoever asks this server.
+    return {"GOMP_SPINCOUNT": "10000"} | os.environ | own | pools
 
 
 def _announced_url(process: "subprocess.Popen[str]", log: Any) -> str:

@@ -1,5 +1,5 @@
-"""Before anything imports torch: waiting threads sleep, so that tests keep their pace beside other work."""
+"""Before anything imports torch: threads that wait soon sleep, so that tests keep their pace beside other work."""
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
