@@ -10,12 +10,11 @@ import polars as pl
 from builder.config import Prices, Teacher
 from builder.errors import UsageError
 from builder.identity import Message
+from builder.schema import PAID_ROLES
 from builder.store import Run
 
 _TEMPLATE_TOKENS: Final = 256
 """Allowance for what a chat template adds to the messages, tokens."""
-
-PAID: Final = ("teacher", "mixed", "rewrite", "judge")
 
 
 class BudgetSpent(Exception):
@@ -105,7 +104,7 @@ def open_budget(run: Run, teacher: Teacher, max_cost: float | None, max_tokens: 
         )
     budget = Budget(max_cost, max_tokens, teacher.prices)
     if max_cost is not None or max_tokens is not None:
-        paid = run.scan("responses").filter(pl.col("role").is_in(list(PAID)))
+        paid = run.scan("responses").filter(pl.col("role").is_in(PAID_ROLES))
         prompt, completion = (
             paid.select(pl.col("prompt_tokens").sum(), pl.col("completion_tokens").sum()).collect().row(0)
         )

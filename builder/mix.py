@@ -185,7 +185,7 @@ class Mix:
         outcomes = ", ".join(f"{number} {name}" for name, number in Counter(row["outcome"] for row in rows).items())
         found = f"{len(rows)} rollouts, {hit} of them hit their cap ({outcomes or 'none brought text'})"
         return (
-            f"No rollout can be continued: {found}. The teacher was asked nothing and there is no mixed-policy stage. "
+            f"No rollout can be continued: {found}. The teacher was asked nothing, and table rollouts stays as it was. "
             f"mixed_policy.keep is {self.policy.keep!r}; cap_or_wrong also takes wrong ones (where golds exist), all "
             "takes every rollout; a smaller mixed_policy.length_cap is hit more often."
         )

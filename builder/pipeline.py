@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from builder.budget import PAID, Budget, open_budget
+from builder.budget import Budget, open_budget
 from builder.config import Recipe
 from builder.console import Reporter
 from builder.continuation import continuing
@@ -16,6 +16,7 @@ from builder.mix import MixResult, open_checkpoint, prepare, served
 from builder.prompts import Prompts, load_prompts, write_prompts
 from builder.release import Release, release
 from builder.requests import Request
+from builder.schema import PAID_ROLES
 from builder.score import ScoreResult, score
 from builder.selection import SelectionResult, select
 from builder.show import note, show_generated, show_mixed, show_released, show_scored, show_selected, show_verified
@@ -139,7 +140,7 @@ class Steps:
 
     def _send(self, what: str, wire: Wire, requests: list[Request]) -> Tally:
         """Send what is not stored, with progress. Raises as `_settle`."""
-        budget = self._budget() if wire.role in PAID else None
+        budget = self._budget() if wire.role in PAID_ROLES else None
         with self._watched(what, len(requests)) as progress:
             tally = send(self.run, self.recipe, wire, requests, len(requests), progress=progress, budget=budget)
         self.run.event(what, asdict(tally))

@@ -24,6 +24,7 @@ from builder.models import resolved_revision
 from builder.release_files import file_entry, put_config, put_text, sync_folders
 from builder.release_rows import candidate_rows, fit, stage_rows, unplaced
 from builder.resources import resource
+from builder.schema import PAID_ROLES
 from builder.selection import SelectionResult, plan_selection
 from builder.stages import is_mixed
 from builder.store import Run, sync_directory
@@ -287,7 +288,7 @@ def prompt_sources(run: Run) -> list[dict[str, Any]]:
 def calls(run: Run) -> dict[str, float | None]:
     """What was asked and paid, counted from the journal and the replies."""
     attempts = journal.counts(run.journal_dir)
-    paid = pl.col("role").is_in(["teacher", "mixed", "rewrite", "judge"])
+    paid = pl.col("role").is_in(PAID_ROLES)
     total = run.scan("responses").select(
         paid.sum().alias("replies"),
         (pl.col("role") == "student").sum().alias("rollouts"),

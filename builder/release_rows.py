@@ -8,7 +8,7 @@ import pyarrow as pa
 from builder.config import Recipe, Stage
 from builder.errors import ReleaseError
 from builder.models import student_id
-from builder.schema import FEATURES, MARGINS, RELEASE_CANDIDATES, RELEASE_KINDS, SCORES
+from builder.schema import CANDIDATE_ROLES, FEATURES, MARGINS, RELEASE_CANDIDATES, RELEASE_KINDS, SCORES
 from builder.stages import stages_of
 from builder.store import Run
 from builder.student import student_messages
@@ -54,7 +54,7 @@ def _prompts(run: Run, recipe: Recipe) -> pl.LazyFrame:
 
 
 def _sft_rows(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pa.Table:
-    replies = run.scan("responses").filter(pl.col("role").is_in(["teacher", "mixed", "rewrite"]))
+    replies = run.scan("responses").filter(pl.col("role").is_in(CANDIDATE_ROLES))
     alike = ["prompt_id", "temperature", "role"]
     candidates = replies.group_by(alike).len("n_candidates")
     rollouts = run.scan("responses").filter(pl.col("role") == "student")
@@ -126,7 +126,7 @@ def candidate_rows(run: Run, recipe: Recipe) -> pa.Table:
     scores = _scores(run, recipe).select(SCORES.schema.names).drop("sentence_count", "status_detail")
     frame = (
         run.scan("responses")
-        .filter(pl.col("role").is_in(["teacher", "mixed", "rewrite"]))
+        .filter(pl.col("role").is_in(CANDIDATE_ROLES))
         .join(_prompts(run, recipe).drop("language"), on="prompt_id", how="inner")
         .join(scores.rename({"status": "score_status"}), on="response_id", how="left")
         .join(deciding_verdicts(run), on="response_id", how="left")

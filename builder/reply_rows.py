@@ -11,13 +11,13 @@ from builder.journal import Stored
 from builder.reply import Reply
 from builder.tokens import AlignError, align
 
-PAID_ROLES = ("teacher", "mixed", "eval")
+_OF_TEACHER = ("teacher", "mixed", "eval")
 
 
 def reply_rows(teacher: Teacher, stored: Stored, reply: Reply) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """One reply as a row of `responses`, and as a row of `logprobs` where the endpoint gave any."""
     attempt = stored.attempt
-    paid = attempt.role in PAID_ROLES  # prices and logprobs mode are the teacher's
+    paid = attempt.role in _OF_TEACHER  # prices and logprobs mode are the teacher's
     identity = response_id(attempt.request_key, finish_reason=reply.finish_reason, max_tokens=attempt.max_tokens)
     prices = teacher.prices
     cost = (

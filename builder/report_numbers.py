@@ -12,10 +12,10 @@ import polars as pl
 
 from builder.charts import shared_bins
 from builder.errors import TableError
+from builder.schema import PAID_ROLES
 from builder.store import Run
 
 _EVENT: Final = '{"time": '
-PAID: Final = ("teacher", "mixed", "rewrite", "judge")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Distribution:
 def counts(run: Run) -> Counts:
     """Prompts, and what was paid for them: replies, tokens, USD, first and last reply. A student's rollouts are not."""
     replies = run.scan("responses")
-    paid = replies.filter(pl.col("role").is_in(PAID))
+    paid = replies.filter(pl.col("role").is_in(PAID_ROLES))
     sums = [
         pl.when(pl.col(name).is_not_null().any()).then(pl.col(name).sum()).alias(name)
         for name in ("prompt_tokens", "completion_tokens", "cost_usd")

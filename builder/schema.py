@@ -11,6 +11,10 @@ MARGINS: Final = tuple(round(0.05 * step, 2) for step in range(1, 11))
 """Margins (probability) for which `scores` keeps exact sentence counts: 0.05, 0.10 … 0.50."""
 
 ROLES: Final = ("teacher", "student", "mixed", "rewrite", "judge", "eval")
+CANDIDATE_ROLES: Final = ("teacher", "mixed", "rewrite")
+"""Replies that a release may hold."""
+PAID_ROLES: Final = (*CANDIDATE_ROLES, "judge")
+"""Replies that cost what the recipe's prices say; rollouts and evaluations run on one's own machines."""
 SCORE_STATUSES: Final = (
     "ok",
     "no_teacher_logprobs",

@@ -17,6 +17,7 @@ from builder.errors import ScoreError
 from builder.identity import Message
 from builder.models import student_id, tokenizer_json
 from builder.reply import MISSING_LOGPROB
+from builder.schema import CANDIDATE_ROLES
 from builder.store import Run, columns_table
 from builder.student import CannotRender, LocalStudent, NoLogprobs, Rendered
 from builder.text import canonical_text, sentence_byte_ends
@@ -143,7 +144,7 @@ def _go_on(candidates: list[_Candidate], done: int, total: int) -> None:
 def _missing(run: Run, identity: str) -> pl.DataFrame:
     """Ids of replies without a score for this student."""
     scored = run.scan("scores").filter(pl.col("student_id") == identity).select("response_id")
-    replies = run.scan("responses").filter(pl.col("role").is_in(["teacher", "mixed", "rewrite"]))
+    replies = run.scan("responses").filter(pl.col("role").is_in(CANDIDATE_ROLES))
     wanted = replies.join(run.scan("prompts"), on="prompt_id", how="semi").select("response_id")
     return wanted.join(scored, on="response_id", how="anti").unique().collect()
 
