@@ -1,50 +1,32 @@
 """responses → scores: teacher logprobs from the reply, student logprobs from one pass, divergence by sentence."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final
 
 import numpy as np
 import polars as pl
 
-from builder.config import Recipe, Student, Teacher
+from builder.candidate import Candidate, StudentModel, candidate_of, teacher_bytes
+from builder.config import Recipe, Student
 from builder.divergence import Divergence, divergence
 from builder.endpoint_student import EndpointStudent
 from builder.errors import ScoreError
-from builder.identity import Message
-from builder.models import student_id, tokenizer_json
-from builder.reply import MISSING_LOGPROB
+from builder.local_student import LocalStudent
+from builder.models import student_id
 from builder.schema import CANDIDATE_ROLES
 from builder.store import Run, columns_table
-from builder.student import CannotRender, LocalStudent, NoLogprobs, Rendered
-from builder.text import canonical_text, sentence_byte_ends
-from builder.tokens import AlignError, align, sentence_of_tokens, token_bytes
+from builder.student import NoLogprobs
+from builder.tokens import sentence_of_tokens
 
 _CHUNK: Final = 1024
 """Replies scored between two parts: what a crash costs, in student passes."""
 
 _BLOCK_BYTES: Final = 64_000_000
 """Parquet bytes read at once; every part is read once, and a run below this is batched alike however it was sealed."""
-
-_TokenBytes = Callable[[], dict[int, bytes] | None]
-"""The teacher's token bytes, read only when some reply needs them."""
-
-
-class StudentModel(Protocol):
-    """What scoring needs of a student."""
-
-    @property
-    def context(self) -> int | None:
-        """Most tokens a row may have; None where the model names no limit."""
-
-    def render(self, messages: list[Message], reasoning: str | None, answer: str | None) -> Rendered:
-        """The reply in the student's tokens; raises CannotRender."""
-
-    def logprobs(self, rows: list[Rendered]) -> Sequence[np.ndarray | NoLogprobs]:
-        """Logprobs of the completion tokens of each row, nats, or why it has none."""
 
 
 @dataclass(frozen=True)
@@ -60,28 +42,6 @@ class ScoreResult:
     def nothing_scored(self) -> bool:
         """Whether there are replies and none of them has a score."""
         return bool(self.statuses) and "ok" not in self.statuses
-
-
-@dataclass
-class _Candidate:
-    """A reply on its way: what is known before the student pass."""
-
-    response_id: str
-    text: str
-    byte_end: list[int]
-    status: str = "ok"
-    detail: str | None = None
-    teacher_logprobs: np.ndarray | None = None
-    teacher_end: np.ndarray | None = None
-    rendered: Rendered | None = None
-    student_end: np.ndarray | None = None
-    left: str | None = None
-    """Why it waits for another call: nothing is known about it yet, so nothing is written."""
-
-    def fail(self, status: str, detail: str) -> None:
-        """Name the first thing that is wrong; later ones do not hide it."""
-        if self.status == "ok":
-            self.status, self.detail = status, detail
 
 
 def score(
@@ -101,13 +61,13 @@ def score(
     missing = _missing(run, identity)
     if missing.height:
         student = student or _loaded(recipe.require_student())
-        pieces = cache(partial(_teacher_bytes, recipe.require_teacher()))
+        pieces = cache(partial(teacher_bytes, recipe.require_teacher()))
         prompts = {row["prompt_id"]: row["messages"] for row in run.read("prompts").iter_rows(named=True)}
         stored = run.scan("sentences").filter(pl.col("student_id") == identity).select("response_id").collect()
         written = set(stored["response_id"].to_list())  # by a call that ended before it wrote their scores
         done = 0
         for chunk in _chunks(run, missing):
-            candidates = [_candidate(row, pieces, student, prompts) for row in chunk.iter_rows(named=True)]
+            candidates = [candidate_of(row, pieces, student, prompts) for row in chunk.iter_rows(named=True)]
             found = _diverge(student, candidates)
             known = [candidate for candidate in candidates if candidate.left is None]
             _write(run, identity, known, found, written, shard)
@@ -130,7 +90,7 @@ def _loaded(student: Student) -> StudentModel:
     return EndpointStudent(student) if student.backend == "endpoint" else LocalStudent(student)
 
 
-def _go_on(candidates: list[_Candidate], done: int, total: int) -> None:
+def _go_on(candidates: list[Candidate], done: int, total: int) -> None:
     """Raise ScoreError where the student went away in the middle of these replies."""
     reasons = [candidate.left for candidate in candidates if candidate.left is not None]
     if reasons:
@@ -183,93 +143,7 @@ def _blocks(parts: list[Path]) -> Iterator[list[Path]]:
         yield block
 
 
-def _candidate(
-    row: dict[str, Any],
-    pieces: _TokenBytes,
-    student: StudentModel,
-    prompts: dict[str, list[Message]],
-) -> _Candidate:
-    """Everything about one reply that needs no forward pass."""
-    text = canonical_text(row["reasoning"], row["answer"])
-    candidate = _Candidate(row["response_id"], text, sentence_byte_ends(text))
-    try:
-        candidate.rendered = student.render(prompts[row["prompt_id"]], row["reasoning"], row["answer"])
-    except CannotRender as error:
-        candidate.fail("student_cannot_render", str(error))
-    if candidate.rendered and student.context and candidate.rendered.training_tokens > student.context:
-        tokens = candidate.rendered.training_tokens
-        candidate.fail("student_cannot_render", f"{tokens} tokens exceed the student's context of {student.context}")
-    _teacher_side(candidate, row, pieces)
-    if candidate.status == "ok" and candidate.rendered is not None:
-        try:
-            candidate.student_end = align(candidate.rendered.pieces, row["reasoning"], row["answer"])
-        except AlignError as error:
-            candidate.fail("align_error", f"student: {error}")
-    if not text:
-        candidate.fail("too_few_tokens", "the reply holds no text")
-    return candidate
-
-
-def _teacher_side(candidate: _Candidate, row: dict[str, Any], pieces: _TokenBytes) -> None:
-    values = row["logprob"]
-    if row["prefix_chars"] or not values:
-        reason = "the endpoint gave no logprobs for this reply"
-        if row["prefix_chars"]:
-            reason = (
-                f"its first {row['prefix_chars']} characters are the student's: teacher logprobs cover the rest only"
-            )
-        candidate.fail("no_teacher_logprobs", reason)
-        return
-    if row["logprobs_mode"] != "raw":
-        candidate.fail(
-            "processed_logprobs", f"logprobs are declared {row['logprobs_mode']}: not comparable to the student's"
-        )
-        return
-    ends = row["token_end"]
-    if ends is None:
-        ends = _align_by_ids(candidate, row, pieces)
-    if ends is None:
-        return
-    offsets = np.asarray(ends, dtype=np.int32)
-    logprobs = np.asarray(values, dtype=np.float32)  # None becomes nan
-    if len(offsets) != len(logprobs):
-        candidate.fail("align_error", f"teacher: {len(logprobs)} logprobs but {len(offsets)} token ends")
-        return
-    size, covered = len(candidate.text.encode()), np.diff(offsets, prepend=0)
-    if offsets[-1] != size or covered.min() < 0:
-        candidate.fail("align_error", f"teacher: token ends up to {offsets[-1]} do not cover the text of {size} bytes")
-        return
-    content = covered > 0
-    absent = int((~np.isfinite(logprobs[content]) | (logprobs[content] <= MISSING_LOGPROB)).sum())
-    if absent:
-        candidate.fail("no_teacher_logprobs", f"{absent} of {int(content.sum())} tokens have no finite logprob")
-        return
-    candidate.teacher_logprobs, candidate.teacher_end = logprobs, offsets
-
-
-def _align_by_ids(candidate: _Candidate, row: dict[str, Any], pieces: _TokenBytes) -> list[int] | None:
-    """Token ends from token ids, for endpoints whose token texts lose bytes; names the reason where that fails too."""
-    ids = row["token_ids"]
-    table = pieces() if ids else None
-    if not ids or table is None or len(ids) != len(row["logprob"]):
-        reason = f"there are {len(ids or [])} token ids for {len(row['logprob'])} logprobs"
-        if ids and table is None:
-            reason = "the teacher's tokenizer cannot be read"
-        candidate.fail("align_error", f"teacher: {row['align_detail']}, and {reason}")
-        return None
-    unknown = [index for index in ids if index not in table]
-    if unknown:
-        candidate.fail("align_error", f"teacher: token id {unknown[0]} is not in the tokenizer; is it this model's?")
-        return None
-    try:
-        ends: list[int] = align([table[index] for index in ids], row["reasoning"], row["answer"]).tolist()
-    except AlignError as error:
-        candidate.fail("align_error", f"teacher: {error}")
-        return None
-    return ends
-
-
-def _diverge(student: StudentModel, candidates: list[_Candidate]) -> dict[str, Divergence]:
+def _diverge(student: StudentModel, candidates: list[Candidate]) -> dict[str, Divergence]:
     """One student pass over what can be scored; divergences by response id."""
     ready = [candidate for candidate in candidates if candidate.status == "ok"]
     logprobs = student.logprobs([candidate.rendered for candidate in ready if candidate.rendered is not None])
@@ -301,7 +175,7 @@ def _diverge(student: StudentModel, candidates: list[_Candidate]) -> dict[str, D
 
 
 def _write(
-    run: Run, identity: str, candidates: list[_Candidate], found: dict[str, Divergence], written: set[str], shard: int
+    run: Run, identity: str, candidates: list[Candidate], found: dict[str, Divergence], written: set[str], shard: int
 ) -> None:
     """Sentences first, but those `written` already: a reply counts as scored once it is in `scores`."""
     sentences, scores = [], []
@@ -337,9 +211,3 @@ def _write(
         )
     run.append("sentences", columns_table("sentences", sentences), shard=shard)
     run.append("scores", columns_table("scores", scores), shard=shard)
-
-
-def _teacher_bytes(teacher: Teacher) -> dict[int, bytes] | None:
-    """Bytes of the teacher's tokens; None where its tokenizer is not to be had (token texts may do without)."""
-    serialised = tokenizer_json(teacher)
-    return None if serialised is None else token_bytes(serialised)

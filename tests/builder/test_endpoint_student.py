@@ -17,11 +17,12 @@ from builder.config import Endpoint, Recipe, Student
 from builder.endpoint_student import EndpointStudent
 from builder.errors import ScoreError
 from builder.local_server import running_server
+from builder.local_student import LocalStudent
 from builder.models import student_id
 from builder.prompt_logprobs import read_logprobs
 from builder.score import score
 from builder.store import Run
-from builder.student import LocalStudent, NoLogprobs, Rendered
+from builder.student import NoLogprobs, Rendered
 
 torch.set_num_threads(1)
 

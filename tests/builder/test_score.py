@@ -25,8 +25,8 @@ from score_toys import (
 from tokenizers import normalizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from builder import local_student as students
 from builder import score as scoring
-from builder import student as students
 from builder.models import student_id
 from builder.schema import MARGINS
 from builder.score import score

@@ -7,11 +7,12 @@ import pytest
 import torch
 from score_toys import CHATML, REPLIES, make_run, prompt, recipe, reply, save_student
 
-from builder import student as students
+from builder import local_student as students
 from builder.config import Student
 from builder.errors import ScoreError
+from builder.local_student import LocalStudent
 from builder.score import score
-from builder.student import CannotRender, LocalStudent, StudentTokenizer
+from builder.student import CannotRender, StudentTokenizer
 
 torch.set_num_threads(1)
 

@@ -9,7 +9,8 @@ import pytest
 
 from builder.config import Endpoint, Student
 from builder.endpoint_student import EndpointStudent
-from builder.student import LocalStudent, NoLogprobs, Rendered, StudentTokenizer
+from builder.local_student import LocalStudent
+from builder.student import NoLogprobs, Rendered, StudentTokenizer
 from builder.text import split_reasoning
 from builder.toy.task import problems, reply
 from builder.toy.train import make_student
