@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from builder import flow
 from builder import journal as journals
 from builder.budget import Budget
-from builder.client import BusyError, Client, Lane, RefusedError, RetryableError
+from builder.client import BusyError, Client, Lane, RefusedError, RejectedError, RetryableError
 from builder.errors import EmptyReply, EndpointError, FatalReply
 from builder.flow import Gate, Place, backoff_s
 from builder.journal import Attempt, Stored
@@ -19,6 +19,7 @@ from builder.journal_writer import Journal
 from builder.prefix import parse
 from builder.reply import Reply
 from builder.requests import Request
+from builder.room import Held
 from builder.seal import Sealer
 from builder.wire import Wire
 
@@ -71,6 +72,7 @@ class _Tries:
         self.failed = 0
         self.empty = 0
         self.refused = 0
+        self.used = (0, 0)  # tokens of prompt and completion that the reply took
         self.last_error = ""
 
     @property
@@ -123,17 +125,14 @@ class Asker:
         nothing; BudgetSpent where it could exceed a limit; any other EndpointError ends the run.
         """
         reservation = await self.budget.reserve(request.messages, request.max_tokens, request.prefix or "")
-        used = (0, 0)
+        tries = _Tries(self.client.gate)
         try:
-            reply = await self._ask(request, lane)
-            if reply is not None:
-                used = (reply.prompt_tokens or 0, reply.completion_tokens or 0)
-            return reply
+            return await self._ask(request, lane, tries)
         finally:
-            reservation.settle(*used)
+            reservation.settle(*tries.used)
 
-    async def _ask(self, request: Request, lane: Lane | None) -> Reply | None:
-        gate, tries = self.client.gate, _Tries(self.client.gate)
+    async def _ask(self, request: Request, lane: Lane | None, tries: "_Tries") -> Reply | None:
+        gate = self.client.gate
         tried: Lane | None = None
         while not tries.exhausted:
             place = await gate.take(only=lane, avoid=tried)
@@ -150,14 +149,16 @@ class Asker:
                 if lane is not None and len(self.client.lanes) > 1:
                     raise
                 tries.refuse()
-            except FatalReply:
+            except FatalReply as error:
                 if lane is not None or tried.proven:
                     raise
-                tried.gives_token_ids = not tried.gives_token_ids  # which may be what it refuses
+                if isinstance(error, RejectedError):
+                    tried.gives_token_ids = not tried.gives_token_ids  # which may be what it refuses
             except EndpointError as error:
                 if not place.ticket.probe and await self._stopped_after(tries.fail(error)):
                     return None
             else:
+                tries.used = (reply.prompt_tokens or 0, reply.completion_tokens or 0)
                 if not tried.proven:
                     self.prove(tried, reply)
                 return reply
@@ -200,13 +201,34 @@ class Asker:
     async def _try(self, request: Request, place: Place[Lane], *, again: bool) -> Reply:
         """One attempt: recorded before it is sent, its body recorded before it is parsed. `again` after a failure."""
         attempt = self._attempt(request, place.lane.endpoint.url)
+        with Held(self.client.room) as held:
+            attempt_id, body, latency_s = await self._answer(attempt, request, place, held, again=again)
+            await _on_disk(self.journal.store(attempt_id, body, latency_s))
+            try:
+                reply = parse(body, request.prefix)
+            except EndpointError as error:
+                self._judge(request, place, error, again=again)
+                outcome = journals.FATAL if isinstance(error, FatalReply) else journals.RETRYABLE
+                await _on_disk(self.journal.conclude(attempt_id, outcome, str(error)))
+                raise
+            del body
+        self._judge(request, place, None, again=again)
+        await _on_disk(self.journal.conclude(attempt_id, journals.REPLY, reply.finish_reason))
+        stored = Stored(attempt, attempt_id, b"", datetime.now(UTC).timestamp(), latency_s)
+        self._count(reply, self.sealer.add(stored, reply))
+        return reply
+
+    async def _answer(
+        self, attempt: Attempt, request: Request, place: Place[Lane], held: Held, *, again: bool
+    ) -> tuple[int, bytes, float]:
+        """Id of the attempt, body, and seconds from sending to the body's end; gives the place back."""
         try:
             attempt_id = await self._recorded(attempt)
             self.tally.in_flight += 1
             sent = time.perf_counter()
             try:
                 payload = self.wire.payload(request, token_ids=place.lane.gives_token_ids)
-                body = await self.client.post(self.wire.route, payload, place.lane)
+                body = await self.client.post(self.wire.route, payload, place.lane, held)
             except EndpointError as error:
                 self._judge(request, place, error, again=again)
                 outcome = journals.FATAL if isinstance(error, FatalReply | RefusedError) else journals.FAILED
@@ -216,21 +238,7 @@ class Asker:
                 self.tally.in_flight -= 1
         finally:
             self.client.gate.leave(place)
-        latency_s = time.perf_counter() - sent
-        await _on_disk(self.journal.store(attempt_id, body, latency_s))
-        try:
-            reply = parse(body, request.prefix)
-        except EndpointError as error:
-            self._judge(request, place, error, again=again)
-            outcome = journals.FATAL if isinstance(error, FatalReply) else journals.RETRYABLE
-            await _on_disk(self.journal.conclude(attempt_id, outcome, str(error)))
-            raise
-        del body  # megabytes, times all that wait here
-        self._judge(request, place, None, again=again)
-        await _on_disk(self.journal.conclude(attempt_id, journals.REPLY, reply.finish_reason))
-        stored = Stored(attempt, attempt_id, b"", datetime.now(UTC).timestamp(), latency_s)
-        self._count(reply, self.sealer.add(stored, reply))
-        return reply
+        return attempt_id, body, time.perf_counter() - sent
 
     async def _recorded(self, attempt: Attempt) -> int:
         """The attempt's id once it is on disk. Where that is cancelled, the record says that nothing was sent."""

@@ -19,12 +19,15 @@ from pydantic import ValidationError
 from builder.config import Endpoint, Teacher
 from builder.errors import EndpointError, FatalReply, UsageError
 from builder.flow import Flow, Gate
+from builder.room import Held, Room
 
 # No total limit, but a silent connection ends. Replies are not streamed, so all of a reply's making is silence: two
 # hours are 65,536 tokens at 9 a second. Too long costs waiting, once; too short pays for the same tokens six times.
 _TIMEOUT = Timeout(None, connect=15.0, read=7200.0, write=120.0, pool=None)
 MAX_BODY_BYTES = 256 * 2**20
 """A reply of 65,536 tokens with 20 alternatives each is about 150 MB, with one 12 MB."""
+_UNANNOUNCED = 2**20
+"""Bytes that an answer of no announced size is taken to have."""
 _ERROR_BYTES = 2**16
 _NO_KEY = "none"
 _NO_MONEY = "insufficient_quota"
@@ -105,6 +108,7 @@ class Client:
 
     endpoints: Sequence[Endpoint]
     lanes: list[Lane] = field(default_factory=list)
+    room: Room = field(default_factory=Room)
     gate: Gate[Lane] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -146,8 +150,10 @@ class Client:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return []
 
-    async def post(self, route: str, payload: dict[str, Any], lane: Lane | None = None) -> bytes:
-        """POST a route below the base address: raw body.
+    async def post(
+        self, route: str, payload: dict[str, Any], lane: Lane | None = None, held: Held | None = None
+    ) -> bytes:
+        """POST a route below the base address: raw body, read once `held` has room for it.
 
         Raises RetryableError, RefusedError or RejectedError; FatalReply for a body above MAX_BODY_BYTES.
         """
@@ -156,7 +162,7 @@ class Client:
             answer = await lane.client.post(
                 route, body=payload, cast_to=httpx2.Response, stream=True, stream_cls=AsyncStream[Any]
             )
-            return await _read(lane, answer)
+            return await _read(lane, answer, held)
 
 
 def endpoints_of(teacher: Teacher) -> list[Endpoint]:
@@ -188,13 +194,15 @@ def api_key(endpoint: Endpoint) -> str:
     return os.environ.get("OPENAI_API_KEY") or _NO_KEY
 
 
-async def _read(lane: Lane, answer: object) -> bytes:
+async def _read(lane: Lane, answer: object, held: Held | None = None) -> bytes:
     """The decoded body, refused as soon as it is known to be too large."""
     response = cast("httpx2.Response", answer)  # `cast_to` decides, which openai's types do not know of streams
     size, parts = 0, []
     async with aclosing(response), aclosing(response.aiter_bytes()) as body:
         if _announced(response) > MAX_BODY_BYTES:
             raise _too_large(lane)
+        if held is not None:
+            await held.take(_announced(response) or _UNANNOUNCED)
         async for part in body:
             size += len(part)
             if size > MAX_BODY_BYTES:

@@ -4,7 +4,8 @@ Text completions and streams are read into it too. Pure functions on bytes.
 """
 
 import json
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
@@ -25,10 +26,29 @@ class TokenLogprob(msgspec.Struct, gc=False):
     bytes: list[int] | None = None
 
 
+class UnreadToken(msgspec.Struct, gc=False):
+    """The same with its bytes still JSON: to read them takes as long as all the rest, and texts mostly say the same."""
+
+    token: str = ""
+    logprob: float | None = None
+    bytes: msgspec.Raw = msgspec.Raw()
+
+    def read(self) -> TokenLogprob:
+        """With its bytes; without where they are no list of numbers."""
+        try:
+            given = _bytes_decoder.decode(self.bytes) if bytes(self.bytes) else None
+        except msgspec.DecodeError:
+            given = None
+        return TokenLogprob(self.token, self.logprob, given)
+
+
+_bytes_decoder = msgspec.json.Decoder(list[int] | None)
+
+
 class Logprobs(msgspec.Struct):
     """Logprobs of a choice, token by token."""
 
-    content: list[TokenLogprob] | None = None
+    content: Sequence[TokenLogprob | UnreadToken] | None = None
 
 
 class Message(msgspec.Struct):
@@ -56,11 +76,14 @@ class Usage(msgspec.Struct):
     completion_tokens: int | None = None
 
 
-class _WireLogprobs(msgspec.Struct):
+_Token = TypeVar("_Token")
+
+
+class _WireLogprobs(msgspec.Struct, Generic[_Token]):
     """Token by token (those of a refusal apart), or (text completions, Together) in parallel lists."""
 
-    content: list[TokenLogprob] | None = None
-    refusal: list[TokenLogprob] | None = None
+    content: list[_Token] | None = None
+    refusal: list[_Token] | None = None
     tokens: list[str] | None = None
     token_logprobs: list[float | None] | None = None
 
@@ -77,22 +100,22 @@ class _WireMessage(msgspec.Struct):
     refusal: str | None = None
 
 
-class _WireChoice(msgspec.Struct):
+class _WireChoice(msgspec.Struct, Generic[_Token]):
     message: _WireMessage | None = None
     text: str | None = None
     delta: Any = None
     finish_reason: str | None = None
-    logprobs: _WireLogprobs | None = None
+    logprobs: _WireLogprobs[_Token] | None = None
     token_ids: list[int] | None = None
 
 
-class _Body(msgspec.Struct):
-    choices: list[_WireChoice] | None = None
+class _Body(msgspec.Struct, Generic[_Token]):
+    choices: list[_WireChoice[_Token]] | None = None
     usage: Any = None
     error: Any = None
 
 
-_decoder = msgspec.json.Decoder(_Body)
+_decoder = msgspec.json.Decoder(_Body[UnreadToken])
 
 
 def choice_of(body: bytes) -> tuple[Choice, Usage]:
@@ -118,7 +141,7 @@ def refuse_broken_off(finish_reason: str | None) -> None:
         raise EndpointError(f"the endpoint broke the reply off (finish_reason {finish_reason})")
 
 
-def _message(given: _WireChoice) -> Message:
+def _message(given: _WireChoice[Any]) -> Message:
     """What a choice says and thinks, from whichever fields hold it."""
     message = given.message or _WireMessage(content=given.text)
     content, thinking = message.content, message.reasoning
@@ -170,7 +193,7 @@ def _details(details: Any) -> str | None:
     return None
 
 
-def _one_form(given: _WireLogprobs | None) -> Logprobs | None:
+def _one_form(given: _WireLogprobs[Any] | None) -> Logprobs | None:
     if given is None or given.tokens is None:
         return Logprobs(given.content or given.refusal) if given else None
     values = given.token_logprobs or []
@@ -193,7 +216,7 @@ def count(value: Any) -> int | None:
     return int(number) if 0 <= number <= MOST and number.is_integer() else None
 
 
-def _decode(body: bytes) -> _Body:
+def _decode(body: bytes) -> _Body[UnreadToken] | _Body[TokenLogprob]:
     """Typed decode; bare NaN and Infinity, which some servers write, and lone surrogates need the slow reader."""
     try:
         return _decoder.decode(body)
@@ -208,7 +231,7 @@ def _decode(body: bytes) -> _Body:
         if plain is None:
             raise EndpointError(f"the endpoint answered 200 with a body that is no reply ({error}): {start}") from None
     try:
-        return msgspec.convert(plain, _Body, strict=False)
+        return msgspec.convert(plain, _Body[TokenLogprob], strict=False)
     except (msgspec.ValidationError, RecursionError) as error:
         if isinstance(plain, dict) and plain.get("choices"):  # asking again would bring, and cost, the same
             raise FatalReply(f"the endpoint's reply has a form that is not known here ({error}): {start}") from None

@@ -5,6 +5,7 @@ acknowledged → parsed → sealed in the tables → body pruned. One SQLite fil
 """
 
 import sqlite3
+import zlib
 from collections.abc import Container, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -16,10 +17,15 @@ import zstandard
 from builder.errors import JournalError
 from builder.identity import response_id
 
-FORMAT = 2
-"""Version of the file's form, kept in `meta`. A file of format 1 gains the columns that say where a reply is sealed."""
+FORMAT = 3
+"""Version of the file's form, kept in `meta`."""
 
-SCHEMA = """
+_CHECKED = (
+    "attempt_id, model, revision, request_key, prompt_id, role, temperature, sample_index, seed, max_tokens, endpoint,"
+    " sent_at, outcome, detail, responses_part, logprobs_part"
+)
+
+SCHEMA = f"""
 create table if not exists meta (name text primary key, value text not null);
 create table if not exists attempts (
     attempt_id integer primary key,
@@ -37,7 +43,8 @@ create table if not exists attempts (
     outcome text,
     detail text,
     responses_part text,
-    logprobs_part text
+    logprobs_part text,
+    checksum integer
 );
 create table if not exists replies (
     attempt_id integer primary key references attempts (attempt_id),
@@ -50,15 +57,28 @@ create table if not exists prefixes (
     response_id text not null,
     prefix text not null
 );
-create index if not exists attempts_by_key on attempts (request_key);
-insert or ignore into meta (name, value) values ('format', '2');
+insert or ignore into meta (name, value) values ('format', '{FORMAT}');
 """
 
-FROM_FORMAT_1 = """
-alter table attempts add column responses_part text;
-alter table attempts add column logprobs_part text;
-update meta set value = '2' where name = 'format';
+CHECKS = f"""
+create temp trigger attempt_begun after insert on main.attempts begin
+    update attempts set checksum = row_checksum({_CHECKED}) where attempt_id = new.attempt_id;
+end;
+create temp trigger attempt_changed
+after update of outcome, detail, responses_part, logprobs_part on main.attempts begin
+    update attempts set checksum = row_checksum({_CHECKED}) where attempt_id = new.attempt_id;
+end;
 """
+"""Triggers of the writer's connection. SQLite notices a page whose form is damaged, but not another number in a row."""
+
+DAMAGED = f"select attempt_id from attempts where checksum <> row_checksum({_CHECKED}) limit 1"
+"""A null is not compared: who edits a row by hand sets it."""
+
+
+def row_checksum(*values: Any) -> int:
+    """CRC-32 of an attempt's columns, for SQLite to call."""
+    return zlib.crc32(repr(values).encode("utf-8", "surrogatepass"))
+
 
 REPLY, RETRYABLE, FATAL, FAILED, GIVEN_UP = "reply", "retryable", "fatal", "failed", "given_up"
 """Outcomes of an attempt: a reply; a body worth another try; one that is not; no body; a reply that was sealed, whose

@@ -19,7 +19,7 @@ import zstandard
 
 from builder import wal
 from builder.errors import JournalError
-from builder.journal import FORMAT, FROM_FORMAT_1, GIVEN_UP, SCHEMA, Attempt, unreadable
+from builder.journal import CHECKS, DAMAGED, FORMAT, GIVEN_UP, SCHEMA, Attempt, row_checksum, unreadable
 
 _Work = tuple[Callable[[sqlite3.Connection], Any], "Future[Any]"]
 
@@ -106,13 +106,12 @@ class Journal:
 
     def store(self, attempt_id: int, body: bytes, latency_s: float) -> "Future[None]":
         """Record a raw body, before anything parses it."""
-        compressed = self._compressor.compress(body)
         received = time.time()
 
         def insert(connection: sqlite3.Connection) -> None:
             connection.execute(
                 "insert into replies (attempt_id, received_at, latency_s, body) values (?, ?, ?, ?)",
-                (attempt_id, received, latency_s, compressed),
+                (attempt_id, received, latency_s, self._compressor.compress(body)),
             )
 
         return self._submit(insert)
@@ -219,13 +218,14 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("pragma synchronous = full")
         connection.execute("pragma secure_delete = off")  # some builds write zeros over what is pruned
         connection.execute("pragma journal_size_limit = 67108864")  # bytes of -wal that stay after a large commit
+        connection.create_function("row_checksum", -1, row_checksum, deterministic=True)
         connection.executescript(f"begin immediate; {SCHEMA} commit;")  # at once: readers see all tables or none
         (found,) = connection.execute("select value from meta where name = 'format'").fetchone()
-        if found == "1":
-            connection.executescript(f"begin immediate; {FROM_FORMAT_1} commit;")
-            found = str(FORMAT)
         if found != str(FORMAT):
             raise sqlite3.DatabaseError(f"it has format {found}, this version of tempered writes {FORMAT}")
+        connection.executescript(CHECKS)
+        if (damaged := connection.execute(DAMAGED).fetchone()) is not None:
+            raise sqlite3.DatabaseError(f"the record of attempt {damaged[0]} is not what was written")
     except sqlite3.Error:
         connection.close()
         raise

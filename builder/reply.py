@@ -4,8 +4,11 @@
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
+
+import numpy as np
 
 from builder.dialect import (
     MOST,
@@ -13,6 +16,7 @@ from builder.dialect import (
     Logprobs,
     Message,
     TokenLogprob,
+    UnreadToken,
     Usage,
     choice_of,
     clean,
@@ -96,7 +100,7 @@ def parse_reply(body: bytes) -> Reply:
 def bare_reply(choice: Choice, usage: Usage) -> Reply:
     """All of a reply but its texts."""
     message = choice.message
-    pieces, logprobs, nonfinite = _tokens(choice.logprobs)
+    pieces, logprobs, nonfinite = _tokens(choice)
     completion_tokens = count(usage.completion_tokens)
     finish = clean(choice.finish_reason)[0]
     return Reply(
@@ -157,24 +161,41 @@ def _without_tags(thinking: str) -> str | None:
     return inner or None
 
 
-def _tokens(logprobs: Logprobs | None) -> tuple[list[bytes], list[float | None], int]:
+def _tokens(choice: Choice) -> tuple[list[bytes], list[float | None], int]:
     """Bytes and logprobs of the tokens, and how many logprobs were not finite or the sentinel for missing."""
-    entries = (logprobs.content if logprobs else None) or []
-    pieces: list[bytes] = []
-    values: list[float | None] = []
-    nonfinite = 0
-    for entry in entries:
-        if entry.bytes is not None and (entry.bytes or not entry.token):
-            pieces.append(_bytes(entry.bytes))
-        else:
-            named = entry.token.startswith("token_id:")
-            pieces.append(b"" if named else entry.token.encode("utf-8", "replace"))
-        value = entry.logprob
-        if value is not None and not MISSING_LOGPROB < value < -MISSING_LOGPROB:  # NaN is not either
-            value = None
-            nonfinite += 1
-        values.append(value)
-    return pieces, values, nonfinite
+    entries = (choice.logprobs.content if choice.logprobs else None) or []
+    values = [entry.logprob for entry in entries]
+    odd = np.flatnonzero(~(np.abs(np.array(values, dtype=np.float64)) < -MISSING_LOGPROB))  # null becomes NaN
+    nonfinite = sum(values[place] is not None for place in odd)
+    for place in odd:
+        values[place] = None
+    return _pieces(entries, choice.message), values, nonfinite
+
+
+def _pieces(entries: Sequence[TokenLogprob | UnreadToken], message: Message) -> list[bytes]:
+    """Bytes of each token: its text where the texts hold the reply's own words to the byte, else what `bytes` says.
+
+    A text that is empty, or has U+FFFD or a backslash (`\\xf0`), may stand for part of a character: then its bytes are
+    read in any case.
+    """
+    said = [part.encode("utf-8", "replace") for part in (message.thinking, message.content) if part]
+    pieces = [
+        _piece(entry)
+        if not (text := entry.token) or "\ufffd" in text or "\\" in text
+        else text.encode("utf-8", "replace")
+        for entry in entries
+    ]
+    stream = b"".join(pieces)
+    return pieces if said and all(part in stream for part in said) else [_piece(entry) for entry in entries]
+
+
+def _piece(entry: TokenLogprob | UnreadToken) -> bytes:
+    """A token's bytes as given, else its text; none where the text is only a name for its id."""
+    if isinstance(entry, UnreadToken):
+        entry = entry.read()
+    if entry.bytes is not None and (entry.bytes or not entry.token):
+        return _bytes(entry.bytes)
+    return b"" if entry.token.startswith("token_id:") else entry.token.encode("utf-8", "replace")
 
 
 def _bytes(given: list[int]) -> bytes:

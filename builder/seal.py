@@ -63,6 +63,7 @@ class Sealer:
         self.journal = journal
         self._segment = _Segment()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="seal")
+        pa.set_memory_pool(pa.system_memory_pool())  # pyarrow's own keeps 35 MB once a part was made
         self._writing: Future[None] | None = None
         self._read_tables()
 
@@ -243,7 +244,8 @@ def _read_back(file: Path, rows: pa.Table) -> None:
     this proves the encoding, and a full or failing disk where the system reports it, not the platter.
     """
     try:
-        same = pq.read_table(file).equals(rows)
+        with pq.ParquetFile(file) as stored:  # pq.read_table loads pyarrow.dataset and pandas, 60 MB
+            same = stored.read().equals(rows)
     except (OSError, pa.ArrowException) as error:
         raise TableError(f"{file} was written and cannot be read ({error}); {_NOTHING_LOST}") from error
     if not same:

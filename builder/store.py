@@ -9,7 +9,7 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 import polars as pl
@@ -70,8 +70,10 @@ class Run:
         path = self.root / "events.jsonl"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            with path.open("ab+") as file:
+                if file.tell() and not _ends_in_newline(file):  # a crash tore the line before
+                    line = "\n" + line
+                file.write(f"{line}\n".encode("utf-8", "replace"))
         except OSError as error:
             raise _refused(path, error) from error
 
@@ -214,6 +216,11 @@ def write_text(text: str, path: Path) -> None:
         raise _refused(path, error) from error
 
 
+def _ends_in_newline(file: IO[bytes]) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
 def _refused(path: Path, error: OSError) -> TableError:
     """The error for a disk that refuses a write."""
     return TableError(
@@ -266,11 +273,23 @@ def columns_table(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         return pa.Table.from_arrays(
             [_column([row.get(field.name) for row in rows], field.type) for field in schema], schema=schema
         )
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+    except (pa.ArrowException, pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
         raise TableError(
             f"Rows do not fit table {name}: {error}. This is a defect of tempered; please report it."
         ) from error
 
 
-def _column(values: list[Any], kind: pa.DataType) -> "pa.Array[Any]":
-    return pa.array(values, type=kind, from_pandas=any(isinstance(value, np.ndarray) for value in values))
+def _column(values: list[Any], kind: Any) -> Any:
+    """By way of polars: `pa.array` looks for pandas objects, and loads pandas for it, which takes 47 MB."""
+    if not any(isinstance(value, np.ndarray) for value in values):
+        empty: Any = pl.from_arrow(pa.table([pa.nulls(0, kind)], names=["values"]))
+        return _arrow(pl.Series(values, dtype=empty.schema["values"], strict=True), kind)
+    lists = [np.zeros(0) if value is None else np.asarray(value) for value in values]
+    ends = _arrow(pl.Series(np.cumsum([0, *map(len, lists)])), pa.int32())
+    inner = _arrow(pl.Series(np.concatenate(lists), nan_to_null=True), kind.value_type)
+    absent = _arrow(pl.Series([value is None for value in values]), pa.bool_())
+    return pa.ListArray.from_arrays(ends, inner, mask=absent).cast(kind)
+
+
+def _arrow(values: pl.Series, kind: Any) -> Any:
+    return values.to_arrow().cast(kind)

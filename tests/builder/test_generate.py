@@ -10,15 +10,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import yaml
 from aiohttp import web
 from endpoint import DROP, Ask, Endpoint, endpoint, wait_until
 
 from builder import ask as asking
+from builder import client as clients
 from builder import flow, journal, journal_writer
+from builder import generate as generation
 from builder.ask import Tally
-from builder.client import RefusedError
+from builder.budget import Budget
+from builder.client import RefusedError, RetryableError
 from builder.config import Recipe
 from builder.errors import EndpointError, JournalError
 from builder.generate import generate
@@ -302,6 +306,14 @@ def test_without_logprobs_a_selection_by_divergence_stops_after_one_paid_reply(t
         assert (tally.stored_before, len(server.asks)) == (40, 40)
 
 
+def test_a_reply_that_the_run_cannot_use_still_counts_as_spent(tmp_path: Path) -> None:
+    budget = Budget(max_tokens=10_000)
+    with endpoint(logprobs=False) as server, pytest.raises(EndpointError, match="One reply was paid"):
+        generate(Run(tmp_path), recipe(server, selector="mean_delta"), questions(1), budget=budget)
+    (paid,) = Run(tmp_path).read("responses").select(pl.col("prompt_tokens") + pl.col("completion_tokens")).to_series()
+    assert budget.tokens == paid > 0
+
+
 def test_every_endpoint_must_give_logprobs_not_only_the_first(tmp_path: Path) -> None:
     with endpoint() as good, endpoint(logprobs=False) as bad:
         with pytest.raises(EndpointError, match=f"{bad.url} gives no logprobs"):
@@ -320,6 +332,27 @@ def test_token_ids_are_left_out_only_where_they_are_refused(tmp_path: Path) -> N
         assert all("return_token_ids" in ask.body for ask in loose.asks)
     assert (tally.replies, tally.set_aside) == (40, 0)
     assert 0 < sum(run.read("logprobs")["token_ids"].list.len() > 0) < 40
+
+
+def test_a_body_too_large_says_nothing_of_token_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second endpoint proves itself later than the first, and its oversized answers are its own fault."""
+    monkeypatch.setattr(clients, "MAX_BODY_BYTES", 20_000)
+
+    def large(ask: Ask) -> Any:
+        return b" " * 30_000 if ask.number < 2 else None
+
+    with endpoint() as good, endpoint(script=large, model=None) as late:
+        given = recipe(good, late)
+
+        async def absent_at_first(self: Any, client: Any, lane: Any) -> None:
+            if lane.endpoint.url == late.url:
+                raise RetryableError("not there yet")
+
+        monkeypatch.setattr(generation._Generation, "_check_model", absent_at_first)
+        tally = generate(Run(tmp_path), given, questions(30))
+        assert (tally.replies, tally.set_aside) == (120, 0)
+        assert late.asks
+        assert all("return_token_ids" in ask.body for ask in late.asks)
 
 
 def test_two_endpoints_share_the_load_by_their_size(tmp_path: Path) -> None:
@@ -353,7 +386,7 @@ def crashed(run: Run, asked: Recipe, prompts: Prompts, shard: tuple[int, int] = 
             part.unlink()
     if not parse:
         with sqlite3.connect(run.journal_dir / f"{shard[0]:03d}.sqlite") as plain:
-            plain.execute("update attempts set outcome = null, detail = null")
+            plain.execute("update attempts set outcome = null, detail = null, checksum = null")
         plain.close()
 
 
@@ -397,7 +430,7 @@ def test_a_body_that_an_older_version_could_not_read_is_not_paid_again(tmp_path:
     with endpoint() as server:
         crashed(run, recipe(server), questions(2))
     with sqlite3.connect(run.journal_dir / "000.sqlite") as plain:
-        plain.execute("update attempts set outcome = 'fatal', detail = 'a form that is not known here'")
+        plain.execute("update attempts set outcome = 'fatal', detail = 'a form that is not known', checksum = null")
     plain.close()
     assert generate(run, recipe("http://127.0.0.1:9/v1"), questions(2)).stored_before == 8
 

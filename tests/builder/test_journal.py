@@ -226,9 +226,9 @@ def test_a_journal_of_another_format_is_refused(tmp_path: Path) -> None:
     with Journal(tmp_path) as book:
         pass
     with sqlite3.connect(book.path) as plain:
-        plain.execute("update meta set value = '3'")
+        plain.execute("update meta set value = '99'")
     plain.close()
-    with pytest.raises(JournalError, match="has format 3, this version of tempered writes 2"):
+    with pytest.raises(JournalError, match=f"has format 99, this version of tempered writes {journal.FORMAT}"):
         Journal(tmp_path)
 
 
@@ -304,3 +304,21 @@ def test_a_journal_that_has_only_just_been_made_is_empty_not_broken(tmp_path: Pa
     assert (journal.stored_replies(tmp_path), journal.counts(tmp_path)) == ({}, {})
     assert journal.errors_by_kind(tmp_path) == {}
     assert journal.stored_replies(tmp_path / "nowhere") == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["temperature = 0.7", "sample_index = 1", "request_key = replace(request_key, 'a', 'b')", "outcome = null"],
+)
+def test_a_record_that_is_not_what_was_written_is_named(tmp_path: Path, change: str) -> None:
+    with Journal(tmp_path) as book:
+        book.conclude(book.begin(attempt("a" * 64)).result(), journal.REPLY, "stop").result()
+    with sqlite3.connect(book.path) as plain:
+        plain.execute(f"update attempts set {change}")
+    plain.close()
+    with pytest.raises(JournalError, match="attempt 1 is not what was written"):
+        Journal(tmp_path)
+    with sqlite3.connect(book.path) as plain:
+        plain.execute("update attempts set checksum = null")
+    plain.close()
+    Journal(tmp_path).close()

@@ -296,6 +296,32 @@ def test_a_character_split_over_tokens_keeps_its_bytes() -> None:
     assert reply.pieces == ["💙".encode()[:3], "💙".encode()[3:], b"", "é".encode(), "é".encode()]
 
 
+@given(
+    st.text(st.sampled_from("ab \n\\é中💙\ufffd"), min_size=1, max_size=40),
+    st.sets(st.integers(1, 80)),
+    st.sampled_from(["replace", "backslashreplace", "ignore"]),
+    st.booleans(),
+)
+def test_pieces_are_the_bytes_whatever_the_texts_of_split_characters_look_like(
+    text: str, cuts: set[int], style: str, renamed: bool
+) -> None:
+    raw = text.encode()
+    ends = sorted({cut for cut in cuts if cut < len(raw)} | {len(raw)})
+    pieces = [raw[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    texts = [piece.decode(errors=style) for piece in pieces]
+    if renamed:  # as a vocabulary spells them
+        texts = [each.replace(" ", "Ġ") for each in texts]
+    entries = [
+        json.dumps({"token": each, "logprob": -1, "bytes": list(piece), "top_logprobs": []})
+        for each, piece in zip(texts, pieces, strict=True)
+    ]
+    said = json.dumps({"content": text})
+    reply = parse_reply(
+        body(f'{said[:-1]}, "tool_calls": [{{}}]}}', more=f', "logprobs": {{"content": [{", ".join(entries)}]}}')
+    )
+    assert reply.pieces == pieces
+
+
 def test_token_ids_come_from_their_field_or_from_names() -> None:
     named = tokens('{"token": "token_id:5", "logprob": 0, "bytes": [65]}', '{"token": "token_id:60", "logprob": 0}')
     assert (named.token_ids, named.pieces) == ([5, 60], [b"A", b""])

@@ -373,23 +373,6 @@ def test_a_part_that_reads_otherwise_than_written_never_appears_and_its_bodies_s
         assert len(server.asks) == distinct(run) == 20
 
 
-def test_a_journal_of_the_first_format_is_read_and_goes_on(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    with Journal(run.journal_dir) as book:
-        for number in range(3):
-            store(book, number)
-    with sqlite3.connect(book.path) as plain:
-        plain.executescript(
-            "alter table attempts drop column responses_part; alter table attempts drop column logprobs_part;"
-            "update meta set value = '1'"
-        )
-    plain.close()
-    assert journal.counts(run.journal_dir) == {"reply": 3}
-    caught_up(run)
-    assert distinct(run) == 3
-    assert parts_by_attempt(run) == [("part-000-00000.parquet", "part-000-00000.parquet")] * 3
-
-
 def test_token_columns_hold_null_where_a_logprob_is_missing(tmp_path: Path) -> None:
     run = Run(tmp_path)
     body = b'{"choices": [{"message": {"content": "ab"}, "logprobs": {"content": [{"token": "a", "logprob": NaN},'

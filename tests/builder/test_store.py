@@ -1,5 +1,6 @@
 """Parts, replacement, foreign files, failing disks; and what identifies a student's weights."""
 
+import json
 import os
 import shutil
 import signal
@@ -180,6 +181,18 @@ def test_a_part_that_is_no_parquet_is_a_table_error(tmp_path: Path) -> None:
 def test_rows_that_do_not_fit_are_named() -> None:
     with pytest.raises(TableError, match="table rejections"):
         columns_table("rejections", [{"response_id": "a", "rule_name": "r", "observed": "many"}])
+
+
+def test_an_event_after_a_torn_line_stands_on_a_line_of_its_own(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.event("generate", {"replies": 1})
+    with (tmp_path / "events.jsonl").open("ab") as file:
+        file.write(b'{"time": "20')
+    run.event("score", {"scored": 1})
+    run.event("select", {})
+    lines = (tmp_path / "events.jsonl").read_text("utf-8").split("\n")
+    assert lines[1] == '{"time": "20'
+    assert [json.loads(lines[place])["step"] for place in (0, 2, 3)] == ["generate", "score", "select"]
 
 
 def test_remember_keeps_the_recipe_as_given_and_resolved(tmp_path: Path) -> None:
