@@ -55,6 +55,27 @@ def body(path: Path, dice: random.Random) -> None:
     plain.close()
 
 
+CHANGES = [
+    "seed = seed + 256",
+    "temperature = temperature / 2",
+    "sample_index = 1 - sample_index",
+    "max_tokens = 65",
+    "request_key = replace(request_key, '0', '1')",
+    "outcome = 'fatal'",
+    "detail = 'length'",
+]
+
+
+def record(path: Path, dice: random.Random) -> None:
+    """One value of one row about an attempt."""
+    change = dice.choice(CHANGES)
+    plain = sqlite3.connect(path)
+    plain.execute(f"update attempts set {change} where attempt_id = ?", (dice.randrange(1, 10),))
+    plain.commit()
+    plain.execute("pragma wal_checkpoint(truncate)")
+    plain.close()
+
+
 def wal_header(path: Path, dice: random.Random) -> None:
     flip(wal(path), dice, 0, 32 / wal(path).stat().st_size)
 
@@ -99,13 +120,17 @@ def damaged(site: Site, half: Site, damage: Damage, dice: random.Random, *, unse
     return bytes_of(site)
 
 
-LOUD = {"header": (header, 1), "truncated": (truncated, 1), "body": (body, 1)}
+LOUD = {"header": (header, 1), "truncated": (truncated, 1), "body": (body, 1), "record": (record, 1)}
 LOUD |= {"wal header": (wal_header, 0), "wal middle": (wal_middle, 0)}
 
 
-def bodies_of(path: Path) -> dict[int, bytes]:
+STAYS = {"body": "select * from replies", "record": "select * from attempts"}
+"""What must be as before, where the file reads as a database and SQLite may write to it."""
+
+
+def rows(path: Path, query: str) -> list[tuple[object, ...]]:
     with closing(sqlite3.connect(path)) as plain:
-        return dict(plain.execute("select attempt_id, body from replies"))
+        return plain.execute(query).fetchall()
 
 
 def is_named(site: Site, code: int, before: dict[str, bytes]) -> bool:
@@ -130,11 +155,12 @@ def test_a_damaged_journal_is_named_and_neither_touched_nor_paid_around(
     for _ in range(times):
         site = Site(server, tmp_path, questions=QUESTIONS)
         before = damaged(site, half[which], damage, dice, unsealed=True)
-        stored = bodies_of(site.run.journal_dir / "000.sqlite") if what == "body" else {}
+        path = site.run.journal_dir / "000.sqlite"
+        stored = rows(path, STAYS[what]) if what in STAYS else []
         untouched = is_named(site, spawners[0].run(site.order(site.argv())), before)
         assert untouched or stored, f"{what}: the files of the journal have changed"
-        if stored:  # it reads as a database, so what it says of other replies may have been brought up to date
-            assert bodies_of(site.run.journal_dir / "000.sqlite") == stored
+        if stored:
+            assert rows(path, STAYS[what]) == stored
         table.add(site.account, 1)
 
 

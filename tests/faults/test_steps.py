@@ -1,0 +1,117 @@
+"""The steps after `generate`: one disk operation fails, then the next, until a run gets through. The tables come out as
+if nothing had happened, and no reply is asked again."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import pytest
+from harness import Site, Spawner, Teacher, in_parallel, line
+
+from builder.identity import rowset_hash
+
+STEPS = {"verify": ["verdicts"], "select": ["features", "rejections", "selection"]}
+"""Steps in their order, and the tables that each one makes."""
+SELECTION = {"selector": "random", "rules": ["answer_wrong"]}
+KINDS = ("exit", "full", "broken", "exit-after", "broken-after")
+
+
+@dataclass
+class Bench:
+    """Runs at the moment before a step, and what the step makes of them when nothing fails."""
+
+    server: Teacher
+    spawner: Spawner
+    folder: Path
+    before: dict[str, Site] = field(default_factory=dict)
+    calm: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def site(self) -> Site:
+        return Site(self.server, self.folder, questions=2, selection=SELECTION)
+
+    def copy(self, step: str) -> Site:
+        site = self.site()
+        shutil.copytree(self.before[step].run.root, site.run.root)
+        return site
+
+    def prepare(self) -> None:
+        done = self.site()
+        run(done, self.spawner, "generate")
+        for step in STEPS:
+            self.before[step] = self.site()
+            shutil.copytree(done.run.root, self.before[step].run.root)
+            run(done, self.spawner, step)
+            self.calm[step] = contents(done, step)
+
+
+@pytest.fixture(scope="module")
+def bench(server: Teacher, spawners: list[Spawner], tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    made = Bench(server, spawners[0], tmp_path_factory.mktemp("steps"))
+    made.prepare()
+    return made
+
+
+def run(site: Site, spawner: Spawner, step: str) -> None:
+    assert spawner.run(site.order(site.argv("calm", step))) == 0, site.out
+
+
+def contents(site: Site, step: str) -> dict[str, str]:
+    return {name: rowset_hash(site.run.read(name), site.run.content_columns(name)) for name in STEPS[step]}
+
+
+def one(bench: Bench, spawner: Spawner, step: str, kind: str, at: int) -> bool:
+    """The step with that fault, and again without; whether the fault came to pass."""
+    site = bench.copy(step)
+    code = spawner.run(site.order(site.argv("calm", step), kind=kind, at=at, net=False))
+    hit = site.log.read_text().splitlines()[-1] if site.count("hit") else ""
+    told = f"{step} {kind} at {at} ({hit}): {site.out}"
+    if hit and kind.startswith("exit"):
+        assert code == 137, told
+    elif not (kind == "broken-after" and " mkdir " in hit and code == 0):  # it is there: that is all one wants
+        assert code == bool(hit), told
+        assert "Traceback" not in site.out, told
+        assert not hit or "Error: " in site.out.strip().splitlines()[-1], told
+    run(site, spawner, step)
+    assert contents(site, step) == bench.calm[step], told
+    assert not site.count("ask"), told
+    shutil.rmtree(site.root)
+    return bool(hit)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_that_fails_says_so_and_the_next_run_makes_it_good(
+    bench: Bench, spawners: list[Spawner], step: str
+) -> None:
+    table = line(f"{step}: one operation fails (short)")
+    assert one(bench, spawners[0], step, "full", 3)
+    table.rounds = 1
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("step", STEPS)
+def test_a_failure_at_every_operation_of_a_step_harms_nothing(
+    bench: Bench, spawners: list[Spawner], step: str, kind: str
+) -> None:
+    table = line(f"{step}: {kind}, one operation after the other")
+    numbers, through, wrong = count(1), list[int](), list[str]()
+
+    def loop(spawner: Spawner) -> Callable[[], None]:
+        def act() -> None:
+            while not through:
+                at = next(numbers)
+                try:
+                    if not one(bench, spawner, step, kind, at):
+                        through.append(at)
+                except AssertionError as error:
+                    wrong.append(str(error))
+                table.rounds += 1
+
+        return act
+
+    in_parallel([loop(spawner) for spawner in spawners], len(spawners))
+    assert not wrong, "\n\n".join(wrong[:5])
+    assert through[0] > 5
