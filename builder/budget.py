@@ -8,8 +8,9 @@ from typing import Final
 import polars as pl
 
 from builder.config import Prices, Teacher
-from builder.errors import UsageError
+from builder.errors import BudgetError, UsageError
 from builder.identity import Message
+from builder.rescore import rescored_ids
 from builder.schema import PAID_ROLES
 from builder.store import Run
 
@@ -54,6 +55,12 @@ class Budget:
         self._reserved_cost += cost
         self._in_flight += 1
         return Reservation(self, tokens, cost)
+
+    def require(self, prompt_tokens: int, what: str) -> None:
+        """Raise BudgetError where so many prompt tokens at once would go over a limit."""
+        over = self._over(prompt_tokens, self.price(prompt_tokens, 0)) if prompt_tokens else None
+        if over is not None:
+            raise BudgetError(f"{what} stopped before its first request at {over}. Rerun with a larger limit.")
 
     def price(self, prompt_tokens: int, completion_tokens: int) -> float:
         """USD by the declared prices; 0 where none are."""
@@ -108,5 +115,8 @@ def open_budget(run: Run, teacher: Teacher, max_cost: float | None, max_tokens: 
         prompt, completion = (
             paid.select(pl.col("prompt_tokens").sum(), pl.col("completion_tokens").sum()).collect().row(0)
         )
-        budget.tokens, budget.cost = prompt + completion, budget.price(prompt, completion)
+        read_again = paid.filter(pl.col("response_id").is_in(rescored_ids(run)))
+        again = read_again.select(pl.sum("prompt_tokens") + pl.sum("completion_tokens")).collect().item() or 0
+        budget.tokens = prompt + completion + again
+        budget.cost = budget.price(prompt + again, completion)
     return budget

@@ -1,7 +1,7 @@
 """One reply on its way to a score: what is known of it before the student pass, and what is wrong with it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,9 +10,11 @@ from builder.config import Teacher
 from builder.identity import Message
 from builder.models import tokenizer_json
 from builder.reply import MISSING_LOGPROB
+from builder.rescore import RESCORED
 from builder.student import CannotRender, NoLogprobs, Rendered
 from builder.text import canonical_text, sentence_byte_ends
-from builder.tokens import AlignError, align, token_bytes
+from builder.tokens import AlignError, align, spans_of_ends, token_bytes
+from builder.windows import Windowed
 
 TokenBytes = Callable[[], dict[int, bytes] | None]
 """The teacher's token bytes, read only when some reply needs them."""
@@ -28,8 +30,11 @@ class StudentModel(Protocol):
     def render(self, messages: list[Message], reasoning: str | None, answer: str | None) -> Rendered:
         """The reply in the student's tokens; raises CannotRender."""
 
-    def logprobs(self, rows: list[Rendered]) -> Sequence[np.ndarray | NoLogprobs]:
-        """Logprobs of the completion tokens of each row, nats, or why it has none."""
+    def align(self, rendered: Rendered, reasoning: str | None, answer: str | None) -> np.ndarray:
+        """Bytes of the canonical text that each completion token covers, shape (tokens, 2); raises AlignError."""
+
+    def logprobs(self, rows: list[Rendered]) -> Sequence[np.ndarray | Windowed | NoLogprobs]:
+        """Logprobs of the completion tokens of each row, nats, as a whole or in windows; or why it has none."""
 
 
 @dataclass
@@ -42,9 +47,11 @@ class Candidate:
     status: str = "ok"
     detail: str | None = None
     teacher_logprobs: np.ndarray | None = None
-    teacher_end: np.ndarray | None = None
+    teacher_spans: np.ndarray | None = None
     rendered: Rendered | None = None
-    student_end: np.ndarray | None = None
+    student_spans: np.ndarray | None = None
+    notes: list[str] = field(default_factory=list)
+    """What a reader of its score has to know: how teacher or student logprobs were come by, where not as usual."""
     left: str | None = None
     """Why it waits for another call: nothing is known about it yet, so nothing is written."""
 
@@ -52,6 +59,11 @@ class Candidate:
         """Name the first thing that is wrong; later ones do not hide it."""
         if self.status == "ok":
             self.status, self.detail = status, detail
+
+    @property
+    def status_detail(self) -> str | None:
+        """The reason where the status is not ok, else the notes."""
+        return self.detail if self.status != "ok" else "; ".join(self.notes) or None
 
 
 def candidate_of(
@@ -73,7 +85,7 @@ def candidate_of(
     _teacher_side(candidate, row, pieces)
     if candidate.status == "ok" and candidate.rendered is not None:
         try:
-            candidate.student_end = align(candidate.rendered.pieces, row["reasoning"], row["answer"])
+            candidate.student_spans = student.align(candidate.rendered, row["reasoning"], row["answer"])
         except AlignError as error:
             candidate.fail("align_error", f"student: {error}")
     if not text:
@@ -85,13 +97,17 @@ def _teacher_side(candidate: Candidate, row: dict[str, Any], pieces: TokenBytes)
     values = row["logprob"]
     if row["prefix_chars"] or not values:
         reason = "the endpoint gave no logprobs for this reply"
+        if row["align_detail"]:
+            reason = f"{reason}; {row['align_detail']}"
         if row["prefix_chars"]:
             reason = (
                 f"its first {row['prefix_chars']} characters are the student's: teacher logprobs cover the rest only"
             )
         candidate.fail("no_teacher_logprobs", reason)
         return
-    if row["logprobs_mode"] != "raw":
+    if (row["align_detail"] or "").startswith(RESCORED):  # not by sampling: they have no temperature and no mode
+        candidate.notes.append(f"teacher: {row['align_detail']}")
+    elif row["logprobs_mode"] != "raw":
         candidate.fail(
             "processed_logprobs", f"logprobs are declared {row['logprobs_mode']}: not comparable to the student's"
         )
@@ -115,7 +131,7 @@ def _teacher_side(candidate: Candidate, row: dict[str, Any], pieces: TokenBytes)
     if absent:
         candidate.fail("no_teacher_logprobs", f"{absent} of {int(content.sum())} tokens have no finite logprob")
         return
-    candidate.teacher_logprobs, candidate.teacher_end = logprobs, offsets
+    candidate.teacher_logprobs, candidate.teacher_spans = logprobs, spans_of_ends(offsets)
 
 
 def _align_by_ids(candidate: Candidate, row: dict[str, Any], pieces: TokenBytes) -> list[int] | None:

@@ -39,6 +39,14 @@ class Bar:
     kind: str = "main"
 
 
+@dataclass(frozen=True)
+class Column:
+    """Shares that add up to 1, the first at the bottom."""
+
+    label: str
+    shares: tuple[float, ...]
+
+
 def dot_chart(dots: Sequence[Dot], title: str) -> Markup:
     """One line a dot, its interval as a bar, on a scale from 0 to 100%."""
     step = 48
@@ -74,6 +82,29 @@ def bar_chart(bars: Sequence[Bar], title: str) -> Markup:
             _tag("rect", x="0%", width=_number(100 * bar.value / largest), y=y + 21, height=10, rx=2, class_=bar.kind)
         )
     return _svg(parts, step * len(bars), title)
+
+
+def column_chart(columns: Sequence[Column], kinds: Sequence[str], title: str) -> Markup:
+    """A column for each entry, all of one height, filled from below by its shares; `kinds` are their classes."""
+    plot, base = 132, 140
+    width = _WIDTH / max(len(columns), 1)
+    parts = []
+    for index, column in enumerate(columns):
+        place, wide = _LEFT + width * (index + 0.06), width * 0.88
+        below = 0.0
+        for kind, share in zip(kinds, column.shares, strict=True):
+            tall = plot * share
+            if tall > 0:
+                y = round(base - below - tall, 2)
+                parts.append(
+                    _tag("rect", x=_number(place), width=_number(wide), y=y, height=round(tall, 2), class_=kind)
+                )
+            below += tall
+        parts.append(_text(column.label, _number(place + wide / 2), base + 16, anchor="middle"))
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        y = base - plot * tick
+        parts.append(_tag("line", x1="0%", x2="100%", y1=y, y2=y, class_="grid over"))
+    return _svg(parts, base + 22, title)
 
 
 def histogram(

@@ -286,7 +286,23 @@ def mix(
         context.steps.mix(student, endpoint)
 
 
-_step("score", "responses → scores: what the student does not know yet, sentence by sentence.")
+@app.command()
+def score(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Ask again about replies that a server gave no logprobs for.")
+    ] = False,
+    run: RunOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """responses → scores: what the student does not know yet, sentence by sentence."""
+    with _command(recipe, overrides, run=run, as_json=as_json, quiet=quiet, debug=debug) as context:
+        context.steps.score(retry=retry)
+
+
 _step("verify", "responses → verdicts: correct, wrong, unscorable, timeout, error.")
 _step("select", "scores → selection: your rules, your selector, your stages; prints the funnel. Sends nothing.")
 _step("release", "selection → releases/vN: Parquet, card, manifest. Unchanged rows release nothing.")

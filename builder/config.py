@@ -12,7 +12,9 @@ from builder.errors import UsageError
 from builder.identity import canonical_json, sha256_hex
 
 COMMIT = re.compile(r"^[0-9a-f]{40}$")
-_BY_DIVERGENCE = frozenset({"teacher_sentence_count", "teacher_share", "length_matched", "mean_delta"})
+_BY_DIVERGENCE = frozenset(
+    {"teacher_sentence_count", "teacher_share", "length_matched", "mean_delta", "fewest_teacher_sentences"}
+)
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]*$")
 # What the request sets itself: said twice, the journal would record another request than the one that is paid.
 _OWN_KEYS = {"model", "messages", "n", "stream", "stream_options", "temperature", "top_p", "seed"}
@@ -111,7 +113,11 @@ class Prices(Section):
 
 
 class Teacher(Section):
-    """The model that is paid. `revision` is its commit id or the hash of its weights, as declared."""
+    """The model that is paid. `revision` is its commit id or the hash of its weights, as declared.
+
+    `rescore` lets `builder score` send replies that came without logprobs back to these endpoints, which give them as
+    prompt logprobs: each costs its tokens once more, at the price of input.
+    """
 
     model: str
     revision: str | None = None
@@ -119,6 +125,7 @@ class Teacher(Section):
     endpoints: list[Endpoint] = []
     prices: Prices | None = None
     logprobs_mode: Literal["raw", "processed", "unknown"] = "raw"
+    rescore: bool = False
 
 
 class Generation(Section):
@@ -156,7 +163,8 @@ class Generation(Section):
 class Student(Section):
     """The model to be trained, before training: it scores the replies, here or behind a server that serves it.
 
-    `backend` and `endpoint` say who computes, not what: they are no part of a score's identity.
+    `backend` and `endpoint` say who computes, not what: they are no part of a score's identity. `dtype` auto is the
+    checkpoint's own, the same on every machine.
     """
 
     model: str

@@ -16,7 +16,7 @@ from builder.client import Client, Lane, RefusedError, RetryableError, endpoints
 from builder.config import Generation, MixedPolicy, Recipe, Teacher
 from builder.errors import EndpointError, FatalReply
 from builder.identity import Message
-from builder.models import tokenizer_folder
+from builder.models import teacher_tokenizer
 from builder.prefix import Prefix
 from builder.reply import Usage
 from builder.requests import Request, messages_of
@@ -137,7 +137,7 @@ def continuing(recipe: Recipe, policy: MixedPolicy) -> Continuing:
     """
     teacher = recipe.require_teacher()
     generation = recipe.generation.model_copy(update={"temperatures": [policy.temperature]})
-    tokenizer = _load_tokenizer(teacher)
+    tokenizer = teacher_tokenizer(teacher)
     tried: list[str] = []
     for adapter in _adapters(policy.continuation, tokenizer):
         wire = _wire(adapter, teacher, generation, tokenizer)
@@ -168,20 +168,6 @@ def _wire(adapter: str, teacher: Teacher, generation: Generation, tokenizer: Any
         return ThinkTagPrefill(teacher, generation, "mixed")
     kind = Harmony if adapter == Harmony.name_of_adapter else ThinkTagCompletions
     return None if tokenizer is None else kind(teacher, generation, "mixed", tokenizer=tokenizer)
-
-
-def _load_tokenizer(teacher: Teacher) -> Any:
-    """The teacher's tokenizer with its chat template; None where there is none to be had."""
-    folder = tokenizer_folder(teacher)
-    if folder is None:
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    except Exception:  # which one depends on what is broken in a stranger's files
-        return None
-    return tokenizer if tokenizer.is_fast and tokenizer.chat_template else None
 
 
 async def _try_everywhere(wire: Wire, teacher: Teacher) -> tuple[bool, bool, str]:

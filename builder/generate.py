@@ -27,6 +27,7 @@ from builder.journal_writer import Journal
 from builder.prompts import Prompts
 from builder.reply import Reply
 from builder.requests import Request, requests, satisfied, total
+from builder.rescore import check_rescoring
 from builder.seal import Sealer, seal_orphans
 from builder.store import Run
 from builder.wire import Wire
@@ -127,6 +128,8 @@ class _Generation:
         first = next(missing, None)
         if first is None:
             return
+        if self._needs_logprobs and self.wire.asked.rescore:  # before anything is paid that would be of no use
+            await check_rescoring(self.recipe)
         async with Client(endpoints_of(self.wire.asked)) as client:
             asker = Asker(self.wire, journal, sealer, progress, client, self.tally, self.stop, self._prove, self.budget)
             with _drain_on_interrupt(self.stop):
@@ -253,15 +256,20 @@ class _Generation:
 
     def _prove(self, lane: Lane, reply: Reply) -> None:
         """An endpoint's first reply: with logprobs, where the recipe cannot do without. Raises EndpointError."""
-        wanted = self.wire.generation.logprobs and self.wire.role == "teacher"
-        if wanted and self.recipe.selection.needs_logprobs and not reply.logprobs:
+        if self._needs_logprobs and not self.wire.asked.rescore and not reply.logprobs:
             raise EndpointError(
                 f"{lane.endpoint.url} gives no logprobs, and this recipe selects by divergence, which needs them. "
-                "One reply was paid and is kept. Serve the model where logprobs are given (builder probe shows), or "
+                "One reply was paid and is kept. Serve the model where logprobs are given (builder probe shows); or "
+                "where it gives those of a prompt, let builder score ask for them (teacher.rescore=true); or "
                 "select without the student: selection.selector=random (or longest), no rule score_missing, and "
                 "generation.logprobs=false."
             )
         lane.proven = True
+
+    @property
+    def _needs_logprobs(self) -> bool:
+        wanted = self.wire.generation.logprobs and self.wire.role == "teacher"
+        return wanted and self.recipe.selection.needs_logprobs
 
     async def _work(self, asker: Asker, missing: Iterator[Request]) -> None:
         while not self.stop.is_set() and (request := next(missing, None)) is not None:

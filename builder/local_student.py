@@ -1,30 +1,40 @@
 """A student that runs on this machine: logprobs of given tokens by one forward pass."""
 
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from builder.config import Student
 from builder.errors import ScoreError
-from builder.student import Rendered, StudentTokenizer, hub_revision, loading
+from builder.student import NoLogprobs, Rendered, StudentTokenizer, hub_revision, loading
 
 if TYPE_CHECKING:
     import torch
 
 _BATCH_TOKENS: Final = 16_384
 _BATCH_ROWS: Final = 64
-_HEAD_POSITIONS: Final = 1_024
-"""Positions whose logits exist at once: 1,024 × 152k float32 is 0.6 GB; a whole 64k reply would be 40 GB."""
+_HEAD_POSITIONS: Final = 512
+"""Positions whose logits exist at once: 512 × 152k float32 is 0.3 GB; a whole 64k reply would be 40 GB."""
+
+_SERVE_IT: Final = "serve it with vLLM (--tensor-parallel-size over several devices) and set student.backend=endpoint"
 
 
 class LocalStudent(StudentTokenizer):
-    """A causal language model on this machine, through transformers. Raises ScoreError when it cannot be loaded."""
+    """A causal language model on this machine, through transformers: every visible CUDA device, else the CPU.
 
-    def __init__(self, student: Student) -> None:
+    Each device holds a replica and draws batches; forward passes release the GIL, so a thread each is enough. Which
+    device takes a batch changes nothing between equal devices; which rows share one does, by rounding: for a toy model
+    up to 6e-6 nats a token in float32, and 0.04 (0.001 on average) in bfloat16, whose logits have 8 bits. Raises
+    ScoreError when it cannot be loaded or does not fit on a device: to spread one model is a server's work.
+    """
+
+    def __init__(self, student: Student, devices: Sequence[str] = ()) -> None:
         try:
             import torch
-            from transformers import AutoModelForCausalLM
+            import transformers  # noqa: F401
         except ImportError as error:
             raise ScoreError(
                 f"Scoring with a local student needs torch and transformers ({error}). "
@@ -32,89 +42,182 @@ class LocalStudent(StudentTokenizer):
                 "student.backend=endpoint."
             ) from error
         super().__init__(student)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        devices = devices or [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
+        self.replicas = [Replica(student, device) for device in devices]
+        self.vocabulary = self.replicas[0].vocabulary
+
+    def logprobs(self, rows: Sequence[Rendered]) -> list[np.ndarray | NoLogprobs]:
+        """Logprob of each completion token, nats, float32, one array a row; or why a row has none.
+
+        Raises ScoreError where a pass fails for another reason than the memory that a row needs.
+        """
+        found: dict[int, np.ndarray | NoLogprobs] = {}
+        waiting = deque(reversed(_batches(rows)))  # longest first, so that no device is left alone with them at the end
+
+        def draw(replica: Replica) -> None:
+            while True:
+                try:
+                    batch = waiting.popleft()
+                except IndexError:
+                    return
+                found.update(zip(batch, replica.logprobs([rows[index] for index in batch]), strict=True))
+
+        with ThreadPoolExecutor(len(self.replicas)) as pool:
+            try:
+                drawing = [pool.submit(draw, replica) for replica in self.replicas]
+                wait(drawing, return_when=FIRST_EXCEPTION)
+            finally:
+                waiting.clear()  # after an error or Ctrl-C the others end with the batch they have
+        for work in drawing:
+            work.result()
+        return [found[index] for index in range(len(rows))]
+
+
+def _batches(rows: Sequence[Rendered]) -> list[list[int]]:
+    """Row indices, ascending by tokens; rows of similar length share a batch, so that little of it is padding."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(rows)), key=lambda index: rows[index].training_tokens):
+        size = len(batches[-1]) + 1 if batches else 0
+        if not batches or size > _BATCH_ROWS or size * rows[index].training_tokens > _BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+class Replica:
+    """The model on one device. Raises ScoreError when it cannot be loaded there."""
+
+    def __init__(self, student: Student, device: str) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.student = student
+        self.device = device
         with loading(student):
             model: Any = AutoModelForCausalLM.from_pretrained(
-                student.model, revision=hub_revision(student), dtype=self._dtype()
+                student.model, revision=hub_revision(student), dtype=student.dtype
             )
-        self.model = model.to(self.device).eval()
-        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
-        self._cap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-        self._chunked = self._head_stands_apart()
+        try:
+            self.model = model.to(device).eval()
+            self._decoder: Any = model.get_decoder()
+            self.vocabulary = self._probe()
+        except Exception as error:
+            raise self._failed("cannot be used", error) from error
 
-    def logprobs(self, rows: Sequence[Rendered]) -> list[np.ndarray]:
-        """Logprob of each completion token, nats, float32, one array a row; batched by length."""
-        order = sorted(range(len(rows)), key=lambda index: rows[index].training_tokens)
-        result: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
-        batch: list[int] = []
-        for index in order:
-            widest = rows[index].training_tokens
-            if batch and (len(batch) >= _BATCH_ROWS or widest * (len(batch) + 1) > _BATCH_TOKENS):
-                self._forward(rows, batch, result)
-                batch = []
-            batch.append(index)
-        if batch:
-            self._forward(rows, batch, result)
-        return result
+    def logprobs(self, rows: Sequence[Rendered]) -> list[np.ndarray | NoLogprobs]:
+        """Logprobs of rows that share a forward pass; halves what does not fit, down to a row that does not, alone."""
+        try:
+            return self._forward(rows)
+        except Exception as error:
+            if not _out_of_memory(error):
+                longest = max(row.training_tokens for row in rows)
+                raise self._failed(f"failed over {len(rows)} rows of up to {longest:,} tokens", error) from error
+        # Out here, because inside the handler the traceback still holds the tensors that took the memory.
+        self._release()
+        if len(rows) > 1:
+            half = len(rows) // 2
+            return self.logprobs(rows[:half]) + self.logprobs(rows[half:])
+        try:
+            self._probe()
+        except Exception as error:  # not this row's fault: no row would be scored, and all would be named too long
+            raise self._failed("cannot go on", error) from error
+        return [NoLogprobs(f"its {rows[0].training_tokens:,} tokens, alone, do not fit in the memory of {self._name}")]
 
-    def _forward(self, rows: Sequence[Rendered], batch: list[int], result: list[np.ndarray]) -> None:
+    def _forward(self, rows: Sequence[Rendered]) -> list[np.ndarray | NoLogprobs]:
+        """Padded on the right and without a mask: no token looks ahead, so none sees the padding, whatever it holds.
+
+        A mask would take the square of the width and keep attention from its fast kernels.
+        """
         import torch
 
-        ids = [rows[index].prompt_ids + rows[index].completion_ids for index in batch]
-        width = max(len(row) for row in ids)
-        tokens = torch.zeros((len(ids), width), dtype=torch.long)
-        mask = torch.zeros((len(ids), width), dtype=torch.long)
-        for place, row in enumerate(ids):
-            tokens[place, : len(row)] = torch.tensor(row)
-            mask[place, : len(row)] = 1
-        tokens, mask = tokens.to(self.device), mask.to(self.device)
+        ids = [row.prompt_ids + row.completion_ids for row in rows]
+        width = max(map(len, ids))
+        tokens = torch.tensor([own + own[-1:] * (width - len(own)) for own in ids], device=self.device)
+        found: list[np.ndarray | NoLogprobs] = []
         with torch.inference_mode():
-            if self._chunked:
-                hidden = self.model.get_decoder()(input_ids=tokens, attention_mask=mask, use_cache=False)[0]
-                head = self._head
-            else:
-                hidden = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
-                head = None
-            for place, index in enumerate(batch):
-                start, stop = len(rows[index].prompt_ids), len(ids[place])
-                result[index] = self._gather(hidden[place, start - 1 : stop - 1], tokens[place, start:stop], head)
+            output = self._decoder(input_ids=tokens, use_cache=False)
+            hidden = output.last_hidden_state
+            for place, row in enumerate(rows):
+                start, stop = len(row.prompt_ids), len(ids[place])
+                found.append(self._gather(output, hidden[place, start - 1 : stop - 1], tokens[place, start:stop]))
+        return found
 
-    def _gather(self, hidden: "torch.Tensor", targets: "torch.Tensor", head: Any) -> np.ndarray:
+    def _gather(self, output: Any, hidden: "torch.Tensor", targets: "torch.Tensor") -> np.ndarray:
         """Logprobs of `targets`, log-softmax in float32 over a bounded number of positions at a time."""
         import torch
 
-        found = []
+        found = [torch.zeros(0)]
         for start in range(0, len(targets), _HEAD_POSITIONS):
-            chunk = hidden[start : start + _HEAD_POSITIONS]
-            logits = (head(chunk) if head is not None else chunk).float()
-            wanted = targets[start : start + _HEAD_POSITIONS]
-            chosen = logits.gather(-1, wanted[:, None])[:, 0]
-            found.append(chosen - torch.logsumexp(logits, dim=-1))
-        array: np.ndarray = torch.cat(found).cpu().numpy() if found else np.zeros(0, np.float32)
-        return array.astype(np.float32)
+            logits = self._logits(output, hidden[start : start + _HEAD_POSITIONS]).float()
+            chosen = logits.gather(-1, targets[start : start + _HEAD_POSITIONS, None])[:, 0]
+            found.append((chosen - torch.logsumexp(logits, dim=-1)).cpu())
+        array: np.ndarray = torch.cat(found).numpy()
+        return array
 
-    def _head(self, hidden: "torch.Tensor") -> "torch.Tensor":
-        """Logits of hidden states: the output embedding and, where the configuration names one, its soft cap."""
+    def _logits(self, output: Any, hidden: "torch.Tensor") -> "torch.Tensor":
+        """Logits of hidden states, shape (positions, vocabulary), by the model's own forward on a decoder that is done.
+
+        So every scale and soft cap behind the decoder is the model's, whichever it has. `output` is the decoder's.
+        """
         import torch
 
-        logits: torch.Tensor = self.model.get_output_embeddings()(hidden)
-        return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
+        output.last_hidden_state = hidden[None]
+        self._decoder.forward = lambda *_, **__: output
+        try:
+            filler = torch.zeros((1, len(hidden)), dtype=torch.long, device=self.device)
+            logits: torch.Tensor = self.model(input_ids=filler, use_cache=False).logits[0]
+        finally:
+            del self._decoder.forward
+        return logits
 
-    def _head_stands_apart(self) -> bool:
-        """Whether `_head` on the last hidden state gives the model's own logits; some models scale them otherwise."""
+    def _probe(self) -> int:
+        """Size of the vocabulary; raises ValueError unless logits from hidden states by parts are the model's own."""
         import torch
 
-        probe = torch.arange(8, device=self.device)[None, :] % int(self.model.config.get_text_config().vocab_size)
+        ids = torch.arange(8, device=self.device)[None, :]
         with torch.inference_mode():
-            whole = self.model(input_ids=probe, use_cache=False).logits
-            hidden = self.model.get_decoder()(input_ids=probe, use_cache=False)[0]
-            apart = self._head(hidden)
-        return bool(torch.allclose(whole.float(), apart.float(), rtol=1e-4, atol=1e-6))
+            whole = self.model(input_ids=ids, use_cache=False).logits[0]
+            output = self._decoder(input_ids=ids, use_cache=False)
+            parts = torch.cat([self._logits(output, part) for part in output.last_hidden_state[0].split(4)])
+        apart = torch.linalg.vector_norm(whole.float() - parts.float()) / torch.linalg.vector_norm(whole.float())
+        if apart > 10 * torch.finfo(whole.dtype).eps:  # not so for nan: then each row says that it is not finite
+            raise ValueError("its logits do not follow from its last hidden states alone")
+        return int(whole.shape[-1])
 
-    def _dtype(self) -> "torch.dtype":
+    def _failed(self, what: str, error: Exception) -> ScoreError:
+        if _out_of_memory(error):
+            return ScoreError(
+                f"Student {self.student.model!r} {what} on {self._name}: out of memory. Every device holds the whole "
+                f"model. Free the device, pick others by CUDA_VISIBLE_DEVICES, set student.dtype=bfloat16, or "
+                f"{_SERVE_IT}. Finished rows are kept."
+            )
+        return ScoreError(
+            f"Student {self.student.model!r} {what} on {self._name}: {type(error).__name__}: {error}. "
+            f"Check student.model and the driver, or {_SERVE_IT}. Finished rows are kept."
+        )
+
+    @property
+    def _name(self) -> str:
+        """The device as a reason names it: equal devices have equal names."""
         import torch
 
-        if self.student.dtype == "auto":
-            return torch.bfloat16 if self.device == "cuda" else torch.float32
-        dtype: torch.dtype = getattr(torch, self.student.dtype)
-        return dtype
+        if not self.device.startswith("cuda"):
+            return f"this machine ({self.device})"
+        device = torch.cuda.get_device_properties(self.device)
+        return f"{device.name} ({device.total_memory / 2**30:.0f} GiB)"
+
+    def _release(self) -> None:
+        import torch
+
+        if self.device.startswith("cuda"):
+            with torch.cuda.device(self.device):
+                torch.cuda.empty_cache()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """CUDA's allocator has a type of its own, cuBLAS and the CPU's allocator only a message."""
+    import torch
+
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        "can't allocate memory" in said or "CUBLAS_STATUS_ALLOC_FAILED" in said
+    )

@@ -1,8 +1,10 @@
 """Which weights a name stands for: a commit id for a Hub model, a hash for a folder on this machine."""
 
 import hashlib
+import json
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from builder.config import Student, Teacher
 from builder.errors import UsageError
@@ -68,11 +70,44 @@ def student_id(student: Student) -> str:
     )[:16]
 
 
+def quantisation(student: Student) -> str | None:
+    """Method by which the checkpoint is quantised (fp8, gptq, awq, bitsandbytes …); None where its config names none.
+
+    A server may quantise what it loads: that does not show here.
+    """
+    path = Path(student.model) / "config.json"
+    if not Path(student.model).is_dir():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            path = Path(hf_hub_download(student.model, "config.json", revision=student.revision))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+            return None  # loading the student says what is wrong
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
+    return str(settings.get("quant_method") or "method not named") if settings else None
+
+
 def tokenizer_json(teacher: Teacher) -> str | None:
     """The teacher's `tokenizer.json`, from a folder or the Hub; None where there is none to be had."""
     folder = tokenizer_folder(teacher)
     path = folder / "tokenizer.json" if folder else None
     return path.read_text(encoding="utf-8") if path and path.is_file() else None
+
+
+def teacher_tokenizer(teacher: Teacher) -> Any:
+    """The teacher's fast tokenizer with its chat template; None where there is none to be had."""
+    folder = tokenizer_folder(teacher)
+    if folder is None:
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    except Exception:  # which one depends on what is broken in a stranger's files
+        return None
+    return tokenizer if tokenizer.is_fast and tokenizer.chat_template else None
 
 
 def tokenizer_folder(teacher: Teacher) -> Path | None:

@@ -16,6 +16,7 @@ from builder.mix import MixResult, open_checkpoint, prepare, served
 from builder.prompts import Prompts, load_prompts, write_prompts
 from builder.release import Release, release
 from builder.requests import Request
+from builder.rescore import tokens_to_rescore
 from builder.schema import PAID_ROLES
 from builder.score import ScoreResult, score
 from builder.selection import SelectionResult, select
@@ -147,10 +148,14 @@ class Steps:
         self._settle(what, tally, strict=False)
         return tally
 
-    def score(self) -> ScoreResult:
-        """Score what this student has not scored. Raises ScoreError when nothing can be and the selection needs it."""
+    def score(self, *, retry: bool = False) -> ScoreResult:
+        """Score what this student has not scored; `retry` as in `builder.score`.
+
+        Raises ScoreError when nothing can be and the selection needs it, BudgetError when rescoring would go over.
+        """
+        self._budget().require(tokens_to_rescore(self.run, self.recipe), "rescoring by the teacher")
         with self.reporter.progress("score") as meter:
-            result = score(self.run, self.recipe, shard=self.shard[0], progress=meter.update)
+            result = score(self.run, self.recipe, shard=self.shard[0], retry=retry, progress=meter.update)
         show_scored(self.reporter, result)
         self.run.event("score", asdict(result))
         if result.nothing_scored and self.recipe.selection.needs_logprobs:

@@ -10,6 +10,7 @@ from builder.config import Recipe
 from builder.errors import SourceError
 from builder.prompts import Prompts, load_prompts
 from builder.requests import Need, need
+from builder.rescore import tokens_to_rescore
 from builder.store import Run
 
 _JOURNAL_BYTES_PER_TOKEN = 24.0  # raw reply with logprobs, compressed; measured on vLLM bodies
@@ -34,7 +35,8 @@ class Plan:
 
     `completion_tokens` are estimated from this run's replies, or from the given tokens a reply (`is_assumed`); without
     either, only `at_most_tokens` is known. `hours` need a given rate. `mixed_at_most` rollouts of the student, and as
-    many continuations by the teacher, come on top with `builder mix`.
+    many continuations by the teacher, come on top with `builder mix`; the `rescored_tokens`, of stored replies that
+    the teacher reads again for their logprobs, with `builder score`.
     """
 
     prompts: int
@@ -51,6 +53,7 @@ class Plan:
     hours: Interval | None = None
     is_assumed: bool = False
     mixed_at_most: int | None = None
+    rescored_tokens: int = 0
 
 
 def make_plan(
@@ -99,6 +102,7 @@ def make_plan(
         hours=_hours(total, tokens_per_second),
         is_assumed=tokens_per_reply is not None,
         mixed_at_most=min(recipe.mixed_policy.prompts, rows) if recipe.mixed_policy else None,
+        rescored_tokens=tokens_to_rescore(run, recipe),
     )
 
 

@@ -11,9 +11,12 @@ from builder.client import Client, RefusedError, RejectedError
 from builder.config import Endpoint, Generation, Teacher
 from builder.continuation import ThinkTagPrefill, prompt_tokens_of, try_continuation
 from builder.errors import BuilderError, EndpointError, FatalReply
+from builder.prompt_logprobs import REQUESTS, read_echo
 from builder.reply import Reply, parse_reply
+from builder.student import NoLogprobs
 from builder.text import canonical_text
 from builder.tokens import AlignError, align
+from builder.windows import Row
 
 _QUESTION = [{"role": "user", "content": "Tom has 3 apples and buys 4 more. How many apples has he now?"}]
 _TOKENS = 160
@@ -46,13 +49,15 @@ class ProbeResult:
     def steps(self) -> list[Finding]:
         """Steps with the reason for or against each."""
         aligned = self.works("logprobs cover the text")
-        rescoring = self.works("prompt logprobs")
+        rescoring = self.works("prompt logprobs") or self.works("logprobs of an echoed prompt")
         ids = self.works("completions from token ids")
         return [
             Finding("generate", self.works("chat"), "needs chat completions"),
             Finding("score (divergence)", aligned, "needs a logprob for every token of reasoning and answer"),
             Finding("select by random, longest", self.works("chat"), "needs replies only"),
-            Finding("score another model's text here", rescoring, "needs prompt logprobs"),
+            Finding(
+                "score another model's text here", rescoring, "needs prompt logprobs, or those of an echoed prompt"
+            ),
             Finding("mix, teachers with think tags", self.works("continues a prefix") or ids, "needs either of them"),
             Finding("mix, gpt-oss (harmony)", ids, "needs completions from token ids"),
         ]
@@ -80,6 +85,7 @@ async def _probe(endpoint: Endpoint, model: str | None) -> ProbeResult:
             await _checked(result, "same seed, same reply", lambda: _seeds(asker))
             await _checked(result, "temperature leaves logprobs alone", lambda: _raw_logprobs(asker))
             await _checked(result, "prompt logprobs", lambda: _prompt_logprobs(asker))
+            await _checked(result, "logprobs of an echoed prompt", lambda: _echo(asker))
             await _checked(result, "continues a prefix", lambda: _continuation(asker))
             await _checked(result, "completions from token ids", lambda: _token_ids_in(asker))
     return result
@@ -200,6 +206,15 @@ async def _prompt_logprobs(asker: _Asker) -> Finding:
     body = await asker.plain(max_tokens=1, prompt_logprobs=1)
     values = body.get("prompt_logprobs") or body["choices"][0].get("prompt_logprobs") or []
     return Finding("prompt logprobs", len(values) > 1, f"{len(values)} positions")
+
+
+async def _echo(asker: _Asker) -> Finding:
+    """Whether completions give the logprobs of a prompt of token ids; few ids, which every vocabulary has."""
+    row = Row([20], [21, 22])
+    request = {"model": asker.model, "prompt": row.ids, "max_tokens": 1, "temperature": 1.0, **REQUESTS["echo"]}
+    found = read_echo(await asker.client.post("/completions", request), row)
+    said = found.reason if isinstance(found, NoLogprobs) else f"{len(found)} logprobs for {len(found)} tokens"
+    return Finding("logprobs of an echoed prompt", not isinstance(found, NoLogprobs), said)
 
 
 async def _continuation(asker: _Asker) -> Finding:

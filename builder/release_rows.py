@@ -6,6 +6,7 @@ import polars as pl
 import pyarrow as pa
 
 from builder.config import Recipe, Stage
+from builder.divergence import MIN_TOKENS
 from builder.errors import ReleaseError
 from builder.models import student_id
 from builder.schema import CANDIDATE_ROLES, FEATURES, MARGINS, RELEASE_CANDIDATES, RELEASE_KINDS, SCORES
@@ -26,13 +27,26 @@ def stage_rows(run: Run, recipe: Recipe) -> Iterator[tuple[str, Stage, pa.Table]
         yield name, stage, builders[stage.kind](run, recipe, chosen)
 
 
-def margin_index(recipe: Recipe) -> int:
-    """Place of the recipe's margin in `scores.teacher_counts`."""
+def _teacher_sentences(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pl.LazyFrame:
+    """Teacher sentences of the chosen replies at the recipe's margin: from the scores, or counted anew."""
     margin = float(recipe.selection.params.get("teacher_margin", _MARGIN))
+    found = _scores(run, recipe).filter(pl.col("status") == "ok")
     for index, known in enumerate(MARGINS):
-        if abs(known - margin) < 1e-9:
-            return index
-    raise ReleaseError(f"teacher_margin {margin} is none of {', '.join(map(str, MARGINS))}, for which counts exist.")
+        if abs(known - margin) < 1e-7:
+            count = pl.col("teacher_counts").list.get(index, null_on_oob=True)
+            return found.select("response_id", count.alias("teacher_sentences"))
+    lists = ["p_teacher", "p_student", "teacher_tokens", "student_tokens"]
+    delta = pl.col("p_teacher").cast(pl.Float64) - pl.col("p_student").cast(pl.Float64)
+    counted = pl.min_horizontal("teacher_tokens", "student_tokens") >= MIN_TOKENS
+    return (
+        run.scan("sentences")
+        .join(found.select("response_id", "student_id"), on=["response_id", "student_id"], how="semi")
+        .join(chosen.lazy().select(response_id="grain_id"), on="response_id", how="semi")
+        .select("response_id", *lists)
+        .explode(lists)
+        .group_by("response_id")
+        .agg((counted & (delta > margin)).sum().cast(pl.Int32).alias("teacher_sentences"))
+    )
 
 
 def _scores(run: Run, recipe: Recipe) -> pl.LazyFrame:
@@ -67,11 +81,11 @@ def _sft_rows(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pa.Table:
         .join(writers, on="prefix_response_id", how="left")
         .join(_prompts(run, recipe), on="prompt_id", how="left")
         .join(_scores(run, recipe), on="response_id", how="left")
+        .join(_teacher_sentences(run, recipe, chosen), on="response_id", how="left")
         .with_columns(
             pl.when(pl.col("role") == "mixed").then(pl.lit("mixed")).otherwise(pl.lit("teacher")).alias("policy"),
             _label("model").alias("teacher"),
             pl.col("model_revision").alias("teacher_revision"),
-            pl.col("teacher_counts").list.get(margin_index(recipe), null_on_oob=True).alias("teacher_sentences"),
         )
         .sort("response_id")
         .collect()

@@ -12,7 +12,7 @@ import polars as pl
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from builder.charts import Bar, Dot, bar_chart, dot_chart, histogram
+from builder.charts import Bar, Column, Dot, bar_chart, column_chart, dot_chart, histogram
 from builder.config import Recipe
 from builder.console import shown
 from builder.errors import TableError, UsageError
@@ -31,7 +31,9 @@ from builder.report_numbers import (
 )
 from builder.report_samples import Mixed, Sample, mixed_sample, samples
 from builder.report_selection import Funnel, ReleaseSummary, funnel, releases
+from builder.report_sql import Confidence, Place, confidences, places, provenance
 from builder.resources import resource
+from builder.show import decided
 from builder.store import Run, write_text
 
 _MARGIN: Final = 0.1
@@ -68,6 +70,9 @@ class Report:
     funnel: Funnel | None
     releases: tuple[ReleaseSummary, ...]
     distributions: tuple[Distribution, ...]
+    confidences: tuple[Confidence, ...]
+    places: tuple[Place, ...]
+    provenance: str | None
     samples: tuple[Sample, ...]
     mixed: Mixed | None
 
@@ -93,6 +98,7 @@ def collect(run: Run, recipe: Recipe) -> Report:
     found = evaluations(run)
     chosen = run.read("selection", ["stage", "kind", "grain_id"])
     stages = chosen["stage"].unique(maintain_order=True).to_list()  # the table is in training order
+    by_place = places(run, student, margin) if student else []
     models = run.scan("responses").filter(pl.col("role") == "teacher").select(pl.col("model").unique().sort()).collect()
     return Report(
         name=recipe.name,
@@ -110,6 +116,9 @@ def collect(run: Run, recipe: Recipe) -> Report:
         funnel=funnel(run),
         releases=tuple(releases(run)),
         distributions=tuple(distributions(run, student)),
+        confidences=tuple(confidences(run, student)) if student else (),
+        places=tuple(by_place),
+        provenance=provenance(by_place),
         samples=tuple(samples(run, stages, student, margin)),
         mixed=mixed_sample(run, stages),
     )
@@ -147,6 +156,9 @@ def render_report(report: Report) -> str:
         "accuracy_chart": accuracy_chart,
         "flow_chart": flow_chart,
         "small_multiple": small_multiple,
+        "confidence_chart": confidence_chart,
+        "place_chart": place_chart,
+        "decided": decided,
         "listed": _listed,
         "PROMPT_CHARS": _PROMPT_CHARS,
         "LONG": _LONG,
@@ -200,6 +212,25 @@ def small_multiple(one: Distribution, index: int) -> Markup:
     median = found.quantiles.get("median")
     title = f"{one.name} at temperature {found.temperature:g}, {found.replies:,} replies, median {shown(median)}"
     return histogram(one.edges, found.counts, found.kept, top_share=one.top_share, marker=median, title=title)
+
+
+def confidence_chart(one: Confidence, top_share: float) -> Markup:
+    """The histogram of response probabilities at one temperature."""
+    edges = [round(0.05 * index, 2) for index in range(21)]
+    title = (
+        f"response probability at temperature {one.temperature:g}, {one.replies:,} replies, median {shown(one.median)}"
+    )
+    return histogram(edges, one.histogram, one.histogram_kept, top_share=top_share, marker=one.median, title=title)
+
+
+def place_chart(found: Sequence[Place]) -> Markup:
+    """Shares of teacher, common and student sentences, a column for each part of the replies."""
+    columns = [
+        Column(f"{one.first_number or one.bucket:,}", (one.teacher_share, one.common_share, one.student_share))
+        for one in found
+    ]
+    title = "; ".join(f"{one.first_number or one.bucket:,}: {one.teacher_share:.0%} the teacher's" for one in found)
+    return column_chart(columns, ("by-teacher", "by-both", "by-student"), title)
 
 
 def _short(text: str, limit: int = _LABEL_CHARS) -> str:

@@ -62,7 +62,9 @@ def funnel(run: Run) -> Funnel | None:
         source = f"release {manifest['version']}"
         return Funnel(source, manifest["created"], selection, rules, stages, None, _stale(run, selection, None))
     assert made is not None
-    totals = {name: value for name, value in made.items() if isinstance(value, int | float | None)}
+    totals = {
+        name: value for name, value in made.items() if name == "selector" or isinstance(value, int | float | None)
+    }
     return Funnel(
         source="builder select",
         time=made["time"],

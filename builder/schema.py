@@ -111,7 +111,9 @@ RESPONSES: Final = Table(
             _column("completion_tokens", pa.int32(), "tokens by the endpoint's count, reasoning included"),
             _column("tool_calls", pa.int32(), "tool calls in the reply", null=False),
             _column("replaced_characters", pa.int32(), "lone surrogates replaced by U+FFFD", null=False),
-            _column("logprobs_mode", pa.string(), "raw | processed | unknown; null where no logprobs came"),
+            _column(
+                "logprobs_mode", pa.string(), "raw | processed | unknown; null where no logprobs came with the reply"
+            ),
             _column("prefix_response_id", pa.string(), "reply whose beginning this one continues"),
             _column(
                 "prefix_chars",
@@ -144,7 +146,7 @@ LOGPROBS: Final = Table(
             _column(
                 "logprob",
                 pa.list_(pa.float32()),
-                "nats, of the sampled token; null where missing or not finite",
+                "nats, of the token; null where missing or not finite",
             ),
             _column(
                 "nonfinite_count",
@@ -152,7 +154,12 @@ LOGPROBS: Final = Table(
                 "logprobs that were NaN, infinite, or the −9999 sentinel",
                 null=False,
             ),
-            _column("align_detail", pa.string(), "why token_end is null; null where it is not"),
+            _column(
+                "align_detail",
+                pa.string(),
+                "why token_end is null; `rescored …` where the logprobs did not come with the reply: the teacher read "
+                "its text again, at temperature 1; `not rescored: …` where that failed, and logprob is empty",
+            ),
         ]
     ),
 )
@@ -183,7 +190,11 @@ SCORES: Final = Table(
             _RESPONSE_ID,
             _STUDENT_ID,
             _column("status", pa.string(), " | ".join(SCORE_STATUSES), null=False),
-            _column("status_detail", pa.string(), "the reason, with values, where status is not ok"),
+            _column(
+                "status_detail",
+                pa.string(),
+                "why status is not ok, with values; where it is, how the logprobs were come by if not as usual",
+            ),
             _column("sentence_count", pa.int32(), "sentences of the reply, short ones included"),
             _column(
                 "short_sentences",

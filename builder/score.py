@@ -2,13 +2,15 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from builder.candidate import Candidate, StudentModel, candidate_of, teacher_bytes
 from builder.config import Recipe, Student
@@ -16,11 +18,13 @@ from builder.divergence import Divergence, divergence
 from builder.endpoint_student import EndpointStudent
 from builder.errors import ScoreError
 from builder.local_student import LocalStudent
-from builder.models import student_id
+from builder.models import quantisation, student_id
+from builder.rescore import Rescored, rescorable, rescore, rescored_ids
 from builder.schema import CANDIDATE_ROLES
-from builder.store import Run, columns_table
+from builder.store import Run, columns_table, write_parquet
 from builder.student import NoLogprobs
-from builder.tokens import sentence_of_tokens
+from builder.tokens import sentence_of_spans
+from builder.windows import Windowed
 
 _CHUNK: Final = 1024
 """Replies scored between two parts: what a crash costs, in student passes."""
@@ -31,12 +35,17 @@ _BLOCK_BYTES: Final = 64_000_000
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """Replies scored now; statuses of all replies of this student, and the most frequent reason for each but `ok`."""
+    """Replies scored now; statuses of all replies of this student, and the most frequent reason for each but `ok`.
+
+    `notes` counts replies that are scored but not as usual: in windows, by a rescoring teacher, a quantised student.
+    """
 
     student_id: str
     scored: int
     statuses: dict[str, int]
     reasons: dict[str, str]
+    notes: dict[str, int] = field(default_factory=dict)
+    rescored: Rescored = field(default_factory=Rescored)
 
     @property
     def nothing_scored(self) -> bool:
@@ -50,17 +59,32 @@ def score(
     *,
     shard: int = 0,
     student: StudentModel | None = None,
+    retry: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreResult:
     """Score every reply that this student has no score for; parts appear chunk by chunk, so a rerun goes on.
 
+    Where `teacher.rescore` is set, replies without logprobs are sent to the teacher first: the one thing here that is
+    paid, once a reply. `retry` asks again about what a server did not give before, and it alone: replies that are
+    `no_student_logprobs`, and those that could not be rescored.
     Raises ScoreError when the student cannot be loaded, or its endpoint goes away; what is scored by then is kept.
     What cannot be scored gets a named status, never a number.
     """
     identity = student_id(recipe.require_student())
+    if retry:
+        _drop(run, "logprobs", rescored_ids(run, failed=True) if recipe.require_teacher().rescore else set())
+    unscored = rescorable(run, recipe)
+    rescored = Rescored()
+    if unscored.height:  # the student first: it may be at fault, and costs nothing
+        student = student or _loaded(recipe.require_student())
+        rescored = rescore(run, recipe, unscored, shard=shard, progress=progress)
+    if outdated := _outdated(run, identity, retry):
+        student = student or _loaded(recipe.require_student())
+        _drop(run, "scores", outdated, identity)
     missing = _missing(run, identity)
     if missing.height:
         student = student or _loaded(recipe.require_student())
+        quantised = quantisation(recipe.require_student())
         pieces = cache(partial(teacher_bytes, recipe.require_teacher()))
         prompts = {row["prompt_id"]: row["messages"] for row in run.read("prompts").iter_rows(named=True)}
         stored = run.scan("sentences").filter(pl.col("student_id") == identity).select("response_id").collect()
@@ -69,6 +93,8 @@ def score(
         for chunk in _chunks(run, missing):
             candidates = [candidate_of(row, pieces, student, prompts) for row in chunk.iter_rows(named=True)]
             found = _diverge(student, candidates)
+            if quantised:
+                _note(candidates, f"student: its weights are quantised ({quantised})")
             known = [candidate for candidate in candidates if candidate.left is None]
             _write(run, identity, known, found, written, shard)
             done += len(known)
@@ -83,7 +109,9 @@ def score(
         statuses[status] += number
         if detail is not None:
             reasons[status] = detail
-    return ScoreResult(identity, missing.height, dict(sorted(statuses.items())), reasons)
+    notes = {reason: number for status, reason, number in counted.iter_rows() if status == "ok" and reason}
+    reasons.pop("ok", None)
+    return ScoreResult(identity, missing.height, dict(sorted(statuses.items())), reasons, notes, rescored)
 
 
 def _loaded(student: Student) -> StudentModel:
@@ -97,8 +125,38 @@ def _go_on(candidates: list[Candidate], done: int, total: int) -> None:
         raise ScoreError(
             f"{reasons[0]}. This call scored {done:,} replies, which are kept; {total - done:,} have no score yet. "
             "Start the server again and rerun builder score. If long rows end it, give vLLM a smaller "
-            "--max-num-batched-tokens, or a smaller --max-model-len: it then refuses them, and they get a named status."
+            "--max-num-batched-tokens, or a smaller --max-model-len: it then refuses them, and windows score them."
         )
+
+
+def _note(candidates: list[Candidate], text: str) -> None:
+    for candidate in candidates:
+        candidate.notes.append(text)
+
+
+def _outdated(run: Run, identity: str, retry: bool) -> set[str]:
+    """Replies whose score says what is so no more: they lacked teacher logprobs, and were rescored since.
+
+    With `retry`, also those for which the student's server gave none: it may give them now.
+    """
+    scores = run.scan("scores").filter(pl.col("student_id") == identity).select("response_id", "status").collect()
+    found = set(scores.filter(pl.col("status") == "no_student_logprobs")["response_id"].to_list()) if retry else set()
+    without = set(scores.filter(pl.col("status") == "no_teacher_logprobs")["response_id"].to_list())
+    return found | (without & rescored_ids(run) if without else set())
+
+
+def _drop(run: Run, table: str, ids: set[str], identity: str | None = None) -> None:
+    """Take the rows of these replies out of a table, those of one student where it is named; part by part, by rename.
+
+    A reply counts as scored by the row that it has: no reader meets two.
+    """
+    for part in run.parts(table) if ids else []:
+        rows = pq.read_table(part)
+        students = rows["student_id"].to_pylist() if identity else [None] * rows.num_rows
+        named = zip(rows["response_id"].to_pylist(), students, strict=True)
+        stays = [response not in ids or student != identity for response, student in named]
+        if not all(stays):
+            write_parquet(rows.filter(pa.array(stays)), part)
 
 
 def _missing(run: Run, identity: str) -> pl.DataFrame:
@@ -149,7 +207,7 @@ def _diverge(student: StudentModel, candidates: list[Candidate]) -> dict[str, Di
     logprobs = student.logprobs([candidate.rendered for candidate in ready if candidate.rendered is not None])
     result = {}
     for candidate, values in zip(ready, logprobs, strict=True):
-        if candidate.teacher_end is None or candidate.student_end is None or candidate.teacher_logprobs is None:
+        if candidate.teacher_spans is None or candidate.student_spans is None or candidate.teacher_logprobs is None:
             continue
         if isinstance(values, NoLogprobs):
             if values.lasting:
@@ -157,15 +215,18 @@ def _diverge(student: StudentModel, candidates: list[Candidate]) -> dict[str, Di
             else:
                 candidate.left = values.reason
             continue
+        student_logprobs = values.values if isinstance(values, Windowed) else values
+        if isinstance(values, Windowed):
+            candidate.notes.append(f"student: {values.said}")
         text = candidate.text.encode()
-        if not np.isfinite(values).all():
+        if not np.isfinite(student_logprobs).all():
             candidate.fail("student_cannot_render", "the student's logprobs are not finite")
             continue
         found = divergence(
             candidate.teacher_logprobs,
-            sentence_of_tokens(candidate.teacher_end, text, candidate.byte_end),
-            values,
-            sentence_of_tokens(candidate.student_end, text, candidate.byte_end),
+            sentence_of_spans(candidate.teacher_spans, text, candidate.byte_end),
+            student_logprobs,
+            sentence_of_spans(candidate.student_spans, text, candidate.byte_end),
             len(candidate.byte_end),
         )
         result[candidate.response_id] = found
@@ -186,11 +247,11 @@ def _write(
                 {
                     "response_id": candidate.response_id,
                     "student_id": identity,
-                    "byte_end": candidate.byte_end,
-                    "teacher_tokens": result.teacher_tokens.tolist(),
-                    "student_tokens": result.student_tokens.tolist(),
-                    "p_teacher": [None if np.isnan(value) else value for value in result.p_teacher.tolist()],
-                    "p_student": [None if np.isnan(value) else value for value in result.p_student.tolist()],
+                    "byte_end": np.asarray(candidate.byte_end, np.int32),
+                    "teacher_tokens": result.teacher_tokens,
+                    "student_tokens": result.student_tokens,
+                    "p_teacher": result.p_teacher,
+                    "p_student": result.p_student,
                 }
             )
         counted = result if candidate.status == "ok" else None
@@ -199,7 +260,7 @@ def _write(
                 "response_id": candidate.response_id,
                 "student_id": identity,
                 "status": candidate.status,
-                "status_detail": candidate.detail,
+                "status_detail": candidate.status_detail,
                 "sentence_count": len(candidate.byte_end),
                 "short_sentences": result.short_sentences if result else None,
                 "teacher_counts": counted.teacher_counts if counted else None,

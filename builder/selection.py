@@ -7,26 +7,19 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from builder.config import Recipe, Stage
+from builder.config import Recipe
 from builder.errors import TableError, UsageError
 from builder.features import update_features
 from builder.identity import canonical_json, sha256_hex
 from builder.rules import SqlFile, Value, catalogue, check_parameters, find_sql, load_sql
-from builder.schema import MARGINS
+from builder.selection_steps import Plan, selection_steps
 from builder.sqlcheck import check_expression, check_order
-from builder.sqlrun import Limits, Step, mix_step, rule_step, run_steps, selector_step
+from builder.sqlrun import Limits, run_steps
 from builder.stages import is_mixed, stages_with
 from builder.staging import build_staging, staging_variables
 from builder.store import Run
 
 MIX: Final = "mixed_policy"
-_STAGE_COLUMNS: Final = (("grain_id", "varchar"), ("rank", "integer"), ("position", "integer"))
-# By kind: the rows that a stage picks from, their key, and the selector's rank where there is one.
-_GRAINS: Final = {
-    "sft": ("kept_rows", "response_id", "rank"),
-    "grpo": ("prompts_with_gold", "prompt_id", "null"),
-    "reward": ("stg_pairs", "pair_id", "null"),
-}
 
 
 @dataclass(frozen=True)
@@ -51,13 +44,15 @@ class StageResult:
 
 @dataclass(frozen=True)
 class SelectionResult:
-    """What a select kept and why. Counts are teacher replies; mean lengths are completion tokens.
+    """What a select kept and why. Counts are teacher replies; lengths are completion tokens, means and medians.
 
-    `survivors` break no rule; `kept` also rank within `keep`. `mean_tokens_dropped` is over all that were not kept,
-    `mean_tokens_outranked` over survivors that only their rank dropped: against `mean_tokens_kept` it tells a selector
-    from "take the longest". `prompts_with_choice` have more than one survivor at some temperature,
-    `prompts_with_spread` also different teacher-sentence counts among them. After a mix, `mixed_rows`
-    continuations break no rule; `continuations` counts the others by rule (one that breaks two counts twice).
+    `survivors` break no rule; `kept` also rank within `keep`. `…_dropped` is over all that were not kept,
+    `…_outranked` over survivors that only their rank dropped: against `…_kept` it tells a selector from "take the
+    longest". A prompt counts once, at its best temperature: `prompts_with_spread` have candidates that differ in what
+    `selector` ranks by, so it decided; where all tie (`prompts_tied`) the tie-break did; `prompts_single` have one
+    candidate, `prompts_without` none. Spread and ties are None for a selector whose ranking column is not known: random
+    and those of one's own. After a mix, `mixed_rows` continuations break no rule; `continuations` counts the others by
+    rule (one that breaks two counts twice).
     """
 
     selection_id: str
@@ -69,31 +64,19 @@ class SelectionResult:
     mean_tokens_kept: float | None
     mean_tokens_dropped: float | None
     mean_tokens_outranked: float | None
+    median_tokens_kept: float | None
+    median_tokens_dropped: float | None
+    median_tokens_outranked: float | None
+    selector: str
     prompts: int
-    prompts_with_choice: int
-    prompts_with_spread: int
+    prompts_without: int
+    prompts_single: int
+    prompts_tied: int | None
+    prompts_with_spread: int | None
     new_features: int
     warnings: tuple[str, ...]
     mixed_rows: int | None = None
     continuations: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A recipe's selection with its files read and checked; nothing has run yet."""
-
-    selection_id: str
-    rules: tuple[SqlFile, ...]
-    selector: SqlFile
-    stages: Mapping[str, Stage]
-    variables: Mapping[str, Value]
-    warnings: tuple[str, ...]
-    mix: SqlFile | None = None
-
-    @property
-    def files(self) -> tuple[SqlFile, ...]:
-        """Every file that decides rows."""
-        return (*self.rules, self.selector, *filter(None, [self.mix]))
 
 
 def select(
@@ -148,7 +131,11 @@ def plan_selection(recipe: Recipe, recipe_dir: Path | None = None, *, mixed: boo
         "keep": selection.keep,
         "seed": recipe.generation.seed,
     }
-    variables: dict[str, Value] = {"seed": recipe.generation.seed, **selection.params}
+    variables: dict[str, Value] = {
+        "seed": recipe.generation.seed,
+        "ranked_by": _ranked_by(selector),
+        **selection.params,
+    }
     if mix is not None and policy is not None:
         decides["mix"] = {mix.name: mix.sha256, "off_policy_ratio": policy.off_policy_ratio}
         variables |= {"off_policy_ratio": policy.off_policy_ratio, "mixed_policy_stage": policy.stage}
@@ -156,139 +143,9 @@ def plan_selection(recipe: Recipe, recipe_dir: Path | None = None, *, mixed: boo
     return Plan(identity, rules, selector, stages, variables, tuple(warnings), mix)
 
 
-def selection_steps(plan: Plan, recipe: Recipe) -> list[Step]:
-    """The whole selection as one job: rules, survivors, ranks, stages, and the numbers of the funnel."""
-    keep, order = recipe.selection.keep, recipe.selection.order
-    broken = [(rule, f"broken_{index}") for index, rule in enumerate(plan.rules)]
-    rejected = " union all ".join(
-        f"select response_id, {_quoted(rule.name)} as rule_name, observed, threshold from {name}"
-        for rule, name in broken
-    )
-    rejections = f"({rejected}) as broken" if rejected else "stg_rejections where false"
-    judged = "select response_id from stg_responses where role in ('teacher', 'mixed')"
-    teacher = "select response_id, prompt_id, temperature, completion_tokens from stg_responses where role = 'teacher'"
-    unbroken = "select * from teacher anti join (from stg_rejections) as broken using (response_id)"
-    to_rank = "unbroken" if order == "rules-first" else "teacher"
-    return [
-        *[rule_step(rule, name) for rule, name in broken],
-        Step("teacher replies", teacher, "teacher"),
-        Step("replies that rules judge", judged, "judged", view=True),
-        Step(
-            "rejections",
-            f"select * from {rejections}{' semi join judged using (response_id)' if rejected else ''} "
-            "order by response_id, rule_name",
-            "stg_rejections",
-            fetch=True,
-        ),
-        Step("replies that break no rule", unbroken, "unbroken"),
-        Step("survivors", f"select response_id, prompt_id, temperature from {to_rank}", "survivors"),
-        selector_step(plan.selector, "ranked"),
-        Step("kept", f"from ranked semi join unbroken using (response_id) where rank <= {keep}", "kept"),
-        Step(
-            "kept rows",
-            "select c.*, kept.rank from stg_candidates as c join kept on kept.response_id = c.response_id",
-            "kept_rows",
-            view=True,
-        ),
-        Step("prompts with a gold", "select * from stg_prompts where gold is not null", "prompts_with_gold", view=True),
-        *_stage_steps(plan, recipe),
-        Step("totals", _totals(plan), "totals", fetch=True),
-        Step("funnel", load_sql("reports", catalogue("reports")["funnel"]).text, "funnel", fetch=True),
-    ]
-
-
-def _stage_steps(plan: Plan, recipe: Recipe) -> list[Step]:
-    """Rows of each stage, their union and their counts; the mixed-policy stage last, whatever its place in training."""
-    seed = recipe.generation.seed
-    mixed = recipe.mixed_policy.stage if plan.mix is not None and recipe.mixed_policy is not None else None
-    steps: list[Step] = []
-    parts: list[str] = []
-    counts: list[str] = []
-    for index, (name, stage) in sorted(enumerate(plan.stages.items()), key=lambda numbered: numbered[1][0] == mixed):
-        rows, key, rank = ("mixed_rows", "response_id", "null") if name == mixed else _GRAINS[stage.kind]
-        if name == mixed and plan.mix is not None:
-            steps += _mix_steps(plan.mix, name, parts)
-        order = f"md5({key} || ':' || {seed})" if stage.order_by is None else stage.order_by
-        sql = (
-            f"select {key} as grain_id, {rank} as rank,\n"
-            f"row_number() over (order by\n{order}\n, {key}) - 1 as position\n"
-            f"from {rows}\nwhere (\n{'true' if stage.where is None else stage.where}\n)"
-        )
-        steps.append(Step(f"stage {name}", sql, f"stage_{index}", _STAGE_COLUMNS))
-        parts.append(
-            f"select {_quoted(plan.selection_id)} as selection_id, {_quoted(name)} as stage, "
-            f"{_quoted(stage.kind)} as kind, grain_id, rank, position, {index} as place from stage_{index}"
-        )
-        tokens = "sum(completion_tokens)" if stage.kind == "sft" else "null"
-        counts.append(
-            f"select {index} as place, count(*) as rows, {tokens}::bigint as tokens from stage_{index} "
-            "left join stg_responses on response_id = grain_id"
-        )
-    union = " union all "
-    return [
-        *steps,
-        Step(
-            "selection",
-            f"select * exclude (place) from ({union.join(parts)}) as picked order by place, position",
-            "selection_rows",
-            fetch=True,
-        ),
-        Step("stages", f"select * from ({union.join(counts)}) as counted order by place", "stage_counts", fetch=True),
-    ]
-
-
-def _mix_steps(mix: SqlFile, name: str, earlier: list[str]) -> list[Step]:
-    """What the mix picks: it reads today's rows of the other stages under the name that the database has for them."""
-    return [
-        Step("selection before the mix", f"select * exclude (place) from ({' union all '.join(earlier)}) as picked",
-             "stg_selection"),
-        mix_step(mix, "mix_rows"),
-        Step(
-            "mixed rows",
-            "select c.* from stg_candidates as c "
-            f"semi join mix_rows on mix_rows.grain_id = c.response_id and mix_rows.stage = {_quoted(name)}",
-            "mixed_rows",
-            view=True,
-        ),
-        Step("continuations", _CONTINUATIONS, "continuations", fetch=True),
-    ]  # fmt: skip
-
-
-# Replies that go on from a rollout by the rule they break, a reply under each of its rules; null are those without.
-_CONTINUATIONS: Final = """
-select rule_name, count(*) as replies
-from stg_rollouts as rollouts
-left join stg_rejections as rejections on rejections.response_id = rollouts.continuation_id
-where continuation_id is not null
-group by all
-order by rule_name
-"""
-
-
-def _totals(plan: Plan) -> str:
-    """One row of counts; spread is measured at the recipe's teacher margin."""
-    margin = plan.variables.get("teacher_margin", 0.1)
-    slot = MARGINS.index(margin) + 1 if margin in MARGINS else 1
-    return f"""
-with
-choice as (
-    select prompt_id, temperature, count(*) > 1 as has_choice,
-        coalesce(max(teacher_counts[{slot}]) > min(teacher_counts[{slot}]), false) as has_spread
-    from unbroken left join stg_scores using (response_id) group by all
-)
-select
-    (select count(*) from teacher) as replies,
-    (select count(*) from unbroken) as survivors,
-    (select count(*) from kept) as kept,
-    (select count(*) from ranked) as ranked,
-    (select count(*) from survivors) as to_rank,
-    (select avg(completion_tokens) from teacher semi join kept using (response_id)) as mean_tokens_kept,
-    (select avg(completion_tokens) from teacher anti join kept using (response_id)) as mean_tokens_dropped,
-    (select avg(completion_tokens) from unbroken anti join kept using (response_id)) as mean_tokens_outranked,
-    (select count(distinct prompt_id) from teacher) as prompts,
-    (select count(distinct prompt_id) from choice where has_choice) as prompts_with_choice,
-    (select count(distinct prompt_id) from choice where has_choice and has_spread) as prompts_with_spread
-"""
+def _ranked_by(selector: SqlFile) -> str:
+    """What report `spread` calls the selector's ranking column; of a file of one's own nothing is known."""
+    return selector.name if selector.path == catalogue("selectors").get(selector.name) else "a file of its own"
 
 
 def _result(plan: Plan, found: Mapping[str, pa.Table], new_features: int) -> SelectionResult:
@@ -296,6 +153,7 @@ def _result(plan: Plan, found: Mapping[str, pa.Table], new_features: int) -> Sel
     if not totals["replies"]:
         raise TableError("This run holds no teacher replies, so there is nothing to select. Run `builder generate`.")
     ranked, to_rank = totals.pop("ranked"), totals.pop("to_rank")
+    (spread,) = [row for row in found["spread"].to_pylist() if row["temperature"] is None]
     by_rule = {row["rule_name"]: row for row in found["funnel"].to_pylist() if row["domain"] is None}
     nothing = {"breaks": 0, "breaks_alone": 0, "tokens": 0}
     funnel = tuple(
@@ -323,16 +181,17 @@ def _result(plan: Plan, found: Mapping[str, pa.Table], new_features: int) -> Sel
     continued = found["continuations"].to_pylist() if "continuations" in found else []
     return SelectionResult(
         selection_id=plan.selection_id,
+        selector=plan.selector.name,
         funnel=funnel,
         stages=stages,
         new_features=new_features,
         warnings=tuple(warnings),
         mixed_rows=next((row["replies"] for row in continued if row["rule_name"] is None), 0) if continued else None,
         continuations={row["rule_name"]: row["replies"] for row in continued if row["rule_name"] is not None},
+        prompts=spread["prompts"],
+        prompts_without=spread["none"],
+        prompts_single=spread["single"],
+        prompts_tied=spread["tied"],
+        prompts_with_spread=spread["spread"],
         **totals,
     )
-
-
-def _quoted(text: str) -> str:
-    """A SQL string literal."""
-    return "'" + text.replace("'", "''") + "'"

@@ -1,6 +1,8 @@
 """What each step says when it is done: a few lines and one table, at most 80 columns."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from builder.config import Recipe
 from builder.console import Reporter, shown
@@ -52,6 +54,8 @@ def show_plan(reporter: Reporter, recipe: Recipe, plan: Plan) -> None:
         rows.append(("hours at the given rate", _estimate(plan.hours)))
     if plan.disk_bytes:
         rows.append(("disk, MB", _estimate(Interval(*(v / 1e6 for v in asdict(plan.disk_bytes).values())))))
+    if plan.rescored_tokens:
+        rows.append(("builder score, on top: tokens read", f"{plan.rescored_tokens:,}"))
     if plan.mixed_at_most is not None:
         rows.append(("builder mix, on top, at most", f"{plan.mixed_at_most:,} rollouts, as many continuations"))
     reporter.table(f"Plan of {recipe.name}", ("", ""), rows)
@@ -96,6 +100,18 @@ def show_scored(reporter: Reporter, result: ScoreResult) -> None:
     reporter.line(f"score: {result.scored:,} new; {statuses}")
     for status, reason in result.reasons.items():
         reporter.line(f"  {status}, most often: {reason}")
+    if "no_student_logprobs" in result.statuses:
+        reporter.line("  builder score --retry asks the student's server again, once it bears more")
+    for remark, number in result.notes.items():
+        said = f"{number:,} scores with a remark: {remark}"
+        reporter.warn(said) if "quantised" in remark else reporter.line(f"  {said}")
+    again = result.rescored
+    if again.replies or again.failed:
+        cost = f", ${again.cost_usd:.2f}" if again.cost_usd is not None else ""
+        reporter.line(
+            f"  rescored by the teacher: {again.replies:,} replies, {again.tokens:,} tokens read{cost}"
+            + (f"; {again.failed:,} could not be (table logprobs says why)" if again.failed else "")
+        )
     reporter.result({"score": asdict(result)})
 
 
@@ -118,19 +134,34 @@ def show_selected(reporter: Reporter, result: SelectionResult) -> None:
         [(row.rule_name, row.breaks, row.breaks_alone, row.tokens) for row in result.funnel],
     )
     reporter.table("", ("stage", "kind", "rows", "tokens"), [tuple(asdict(stage).values()) for stage in result.stages])
-    reporter.line(
-        f"mean tokens: {shown(result.mean_tokens_kept)} kept, {shown(result.mean_tokens_outranked)} outranked, "
-        f"{shown(result.mean_tokens_dropped)} not kept in all"
+    reporter.table(
+        "",
+        ("completion tokens", "median", "mean"),
+        [
+            ("kept", result.median_tokens_kept, result.mean_tokens_kept),
+            ("outranked", result.median_tokens_outranked, result.mean_tokens_outranked),
+            ("not kept, in all", result.median_tokens_dropped, result.mean_tokens_dropped),
+        ],
     )
-    reporter.line(
-        f"{result.prompts_with_choice:,} of {result.prompts:,} prompts had a choice, {result.prompts_with_spread:,} of "
-        "them between different counts of teacher sentences"
-    )
+    reporter.table("", (f"{result.prompts:,} prompts", ""), decided(asdict(result)))
     if result.mixed_rows is not None:
         broken = ", ".join(f"{name} {number:,}" for name, number in result.continuations.items())
         others = f"; others break {broken}" if broken else ""
         reporter.line(f"mixed policy: {result.mixed_rows:,} continuations break no rule{others}")
     reporter.result({"select": asdict(result)})
+
+
+def decided(totals: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Prompts by what decided them, in words, from the totals of a SelectionResult: selector, tie-break, or nothing."""
+    if totals["prompts_with_spread"] is None:
+        choice = totals["prompts"] - totals["prompts_without"] - totals["prompts_single"]
+        rows = [(f"with several candidates; what {totals['selector']} ranks by is not measured", choice)]
+    else:
+        rows = [
+            (f"decided by {totals['selector']}", totals["prompts_with_spread"]),
+            ("decided by its tie-break: all candidates tie", totals["prompts_tied"]),
+        ]
+    return [*rows, ("with a single candidate", totals["prompts_single"]), ("without one", totals["prompts_without"])]
 
 
 def show_mixed(reporter: Reporter, result: MixResult) -> None:

@@ -37,6 +37,7 @@ STAGED: Final = (
     Staged("stg_responses", ("responses",), ("response_id",), grows=True),
     Staged("stg_features", ("features",), ("response_id",), grows=True),
     Staged("stg_scores", ("scores",), ("response_id",), variables=("student_id",), grows=True),
+    Staged("stg_sentences", ("sentences",), ("response_id",), variables=("student_id",), grows=True),
     Staged("stg_verdicts", ("verdicts", "responses", "prompts"), ("response_id", "verifier")),
     Staged("stg_pairs", ("pairs",), ("pair_id",), grows=True),
     Staged("stg_rollouts", ("rollouts",), ("response_id",)),

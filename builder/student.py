@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from builder.config import Student
 from builder.errors import ScoreError
 from builder.identity import Message
 from builder.text import THINK_CLOSE, THINK_OPEN, completion_text
-from builder.tokens import token_bytes
+from builder.tokens import AlignError, align, align_offsets, spans_of_ends, token_bytes
 
 
 class CannotRender(Exception):
@@ -27,11 +29,16 @@ class NoLogprobs:
 
 @dataclass(frozen=True)
 class Rendered:
-    """One reply in the student's tokens. `pieces` are the bytes of the completion tokens."""
+    """One reply in the student's tokens.
+
+    `pieces` are the bytes of the completion tokens, none where that is not known of its kind of tokenizer; `completion`
+    is the text behind the prompt.
+    """
 
     prompt_ids: list[int]
     completion_ids: list[int]
     pieces: list[bytes]
+    completion: str = ""
 
     @property
     def training_tokens(self) -> int:
@@ -95,7 +102,8 @@ class StudentTokenizer:
             )
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.vocabulary: int = getattr(config, "vocab_size", None) or len(self.tokenizer)
-        self._bytes = token_bytes(self.tokenizer.backend_tokenizer.to_str())
+        known = token_bytes(self.tokenizer.backend_tokenizer.to_str())
+        self._pieces = [known.get(index, b"") for index in range(max(len(self.tokenizer), *known) + 1)] if known else []
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text, nothing added. Raises CannotRender for ids that the model has no embedding for."""
@@ -124,11 +132,28 @@ class StudentTokenizer:
 
     def render(self, messages: Sequence[Message], reasoning: str | None, answer: str | None) -> Rendered:
         """Prompt by the chat template, completion as text behind it, as the trainer does. Raises CannotRender."""
-        if self._bytes is None:
-            raise CannotRender("the bytes of its tokens are not known for this kind of tokenizer")
         prompt, prompt_ids = self.prompt(messages)
-        completion_ids = self.ids(_after(prompt, completion_text(reasoning, answer)))
-        return Rendered(prompt_ids, completion_ids, [self._bytes.get(index, b"") for index in completion_ids])
+        completion = _after(prompt, completion_text(reasoning, answer))
+        completion_ids = self.ids(completion)
+        pieces = [self._pieces[index] for index in completion_ids] if self._pieces else []
+        return Rendered(prompt_ids, completion_ids, pieces, completion)
+
+    def align(self, rendered: Rendered, reasoning: str | None, answer: str | None) -> np.ndarray:
+        """Bytes of the canonical text that each completion token covers, int32, shape (tokens, 2). Raises AlignError.
+
+        By the bytes of the tokens where they spell the text, which is exact for parts of characters too; by offsets
+        where they do not: what this tokenizer lower-cases, composes or does not know, its model reads so in training.
+        """
+        if rendered.pieces:
+            try:
+                return spans_of_ends(align(rendered.pieces, reasoning, answer))
+            except AlignError:  # the offsets prove or refuse what the bytes do not say
+                pass
+        coded = self.tokenizer(rendered.completion, add_special_tokens=False, return_offsets_mapping=True)
+        if coded["input_ids"] != rendered.completion_ids:
+            raise AlignError("its tokenizer gives other tokens for the same text each time")
+        blank = [piece.isspace() for piece in rendered.pieces]
+        return align_offsets(rendered.completion, coded["offset_mapping"], reasoning, answer, blank)
 
 
 def _after(prompt: str, completion: str) -> str:

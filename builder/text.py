@@ -40,15 +40,20 @@ def split_reasoning(content: str) -> tuple[str | None, str | None, str]:
 
 # A sentence ends at a line break, after 。！？, or before a space after . ! ? with closing quotes, brackets, asterisks.
 # Possessive, and only from the first mark of a run: a reply that ends in 200,000 dots must not cost their square.
-_END: Final = re.compile(r"\n+|(?<![.!?])[.!?]++[\"'”’)\]*_]*+(?=[ \t\r\f\v\u00a0\u3000])|[。！？]++[”’」』）]*+")
+# Look-behinds stand behind the character they ask about: a search for a set of characters is 7 times as fast.
+_END: Final = re.compile(
+    "[\n.!?。！？](?:(?<=\n)\n*+"
+    "|(?<=[.!?])(?<![.!?][.!?])[.!?]*+[\"'”’)\\]*_]*+(?=[ \t\r\f\v\u00a0\u3000])"
+    "|(?<=[。！？])[。！？]*+[”’」』）]*+)"
+)
 _ABBREVIATION: Final = re.compile(
     r"(?:^|[\s(\[\"'“‘])(?:e\.g|i\.e|cf|vs|etc|approx|resp|al|Mr|Mrs|Ms|Dr|Prof|St|Fig|Eq|Eqs|Sec|Thm|Nos|Vol|pp|p)\.$"
 )
-_NUMBERING: Final = re.compile(r"(?:^|\n)[ \t]*\d{1,3}\.$")
-_FENCE: Final = re.compile(r"^[ \t]*(?:`{3,}[^`\n]*$|~~~)", re.MULTILINE)  # ```x``` on one line opens no block
-# Dollars as Pandoc reads them: no white space inside the signs, no digit after, so that prices are not formulas.
+_NUMBERING: Final = re.compile(r"(?:^|\n)[ \t]{0,8}\d{1,3}\.$")
+_FENCE: Final = re.compile(r"^[ \t]*(`{3,}(?=[^`\n]*$)|~{3,})(.*)$", re.MULTILINE)  # ```x``` on one line is no fence
+# Dollars as Pandoc reads them: no white space inside, no digit after, no backslash before: prices are no formulas.
 _MATH: Final = re.compile(
-    r"\$\$.{1,4000}?\$\$|\$(?!\s)[^$\n]{1,1000}?(?<!\s)\$(?!\d)"
+    r"\$\$(?<!\\\$\$).{1,4000}?\$\$|\$(?<!\\\$)(?!\s)[^$\n]{1,1000}?(?<![\s\\])\$(?!\d)"
     r"|\\\[(?:(?!\\\[).){1,4000}?\\\]|\\\((?:(?!\\\().){1,1000}?\\\)",  # not past an opening: linear if none closes
     re.DOTALL,
 )
@@ -91,27 +96,35 @@ def _close(text: str, ends: list[int], end: int, lead: int) -> None:
 
 
 def _is_abbreviation(text: str, dot_end: int) -> bool:
-    start = max(0, dot_end - 12)  # not a slice: in one, `^` would match at the cut
+    start = max(0, dot_end - 13)  # not a slice: in one, `^` would match at the cut
     return bool(_ABBREVIATION.search(text, start, dot_end) or _NUMBERING.search(text, start, dot_end))
 
 
 def _quiet_spans(text: str) -> list[tuple[int, int, bool]]:
     """Spans without sentence ends, ascending, apart: LaTeX (False), fenced code (True: line breaks still end)."""
-    fences = [match.start() for match in _FENCE.finditer(text)]
     spans: list[tuple[int, int, bool]] = []
-    for index in range(0, len(fences), 2):
-        closing = fences[index + 1] if index + 1 < len(fences) else len(text)
-        line_end = text.find("\n", closing)
-        spans.append((fences[index], len(text) if line_end < 0 else line_end + 1, True))
-    code = 0
-    math: list[tuple[int, int, bool]] = []
-    for match in _MATH.finditer(text):
-        while code < len(spans) and spans[code][1] <= match.start():
-            code += 1
-        if code < len(spans) and spans[code][0] < match.end():
-            continue
-        math.append((match.start(), match.end(), False))
-    return sorted(spans + math)
+    prose = 0
+    for start, stop in _code_blocks(text):
+        spans += [(*match.span(), False) for match in _MATH.finditer(text, prose, start)]
+        spans.append((start, stop, True))
+        prose = stop
+    spans += [(*match.span(), False) for match in _MATH.finditer(text, prose)]
+    return spans
+
+
+def _code_blocks(text: str) -> list[tuple[int, int]]:
+    """Fenced blocks, fence lines included, the last one open or not. As CommonMark has it, a fence is closed by one of
+    its kind, at least as long, with nothing behind it, so that blocks may stand inside longer fences.
+    """
+    blocks: list[tuple[int, int]] = []
+    start, fence = 0, ""
+    for match in _FENCE.finditer(text):
+        if not fence:
+            start, fence = match.start(), match.group(1)
+        elif match.group(1).startswith(fence) and not match.group(2).strip():
+            blocks.append((start, min(match.end() + 1, len(text))))
+            fence = ""
+    return [*blocks, (start, len(text))] if fence else blocks
 
 
 def sentence_byte_ends(text: str) -> list[int]:

@@ -2,12 +2,14 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
 
-from builder.text import SEPARATOR
+from builder.text import SEPARATOR, THINK_CLOSE
 
 _WIDE_SPACE: Final = re.compile(
     b"|".join(re.escape(chr(code).encode()) for code in range(0x80, 0x3001) if chr(code).isspace())
@@ -24,7 +26,7 @@ _STRUCTURE_UNIT: Final = re.compile(_UNIT)
 
 
 class AlignError(Exception):
-    """The tokens do not reproduce the text; the message says where."""
+    """The tokens do not reproduce or cover the text; the message says where."""
 
 
 def align(pieces: Sequence[bytes], reasoning: str | None, answer: str | None) -> np.ndarray:
@@ -46,18 +48,105 @@ def align(pieces: Sequence[bytes], reasoning: str | None, answer: str | None) ->
     if _STRUCTURE.fullmatch(stream, cursor) is None:
         raise AlignError(f"the tokens go on after the text: {_excerpt(stream, cursor)}")
     ends = np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)))
-    offsets = np.zeros(len(pieces), np.int64)
     empty = np.diff(ends, prepend=0) == 0
-    before = 0
-    for index, (start, stop) in enumerate(places):
+    for start, stop in places:
         inside_text = (ends > start if stream[start] < 0x80 else ends >= start) & (ends < stop)
         if (lost := np.flatnonzero(empty & inside_text)).size:
             raise AlignError(f"token {lost[0]} has no bytes, at byte {ends[lost[0]]} inside the text")
+    return _canonical(ends, places)
+
+
+def _canonical(offsets: np.ndarray, places: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Byte offsets in the canonical text, int32, for those in a stream that holds its parts at `places`.
+
+    Offsets in structure are those of the text before it; the separator belongs to what covers the part after it.
+    """
+    result = np.zeros(offsets.shape, np.int64)
+    before = 0
+    for index, (start, stop) in enumerate(places):
         base = before + (len(SEPARATOR) if index else 0)
-        inside = np.clip(ends - start, 0, stop - start)
-        offsets = np.where(ends > start, base + inside, offsets)
+        result = np.where(offsets > start, base + np.clip(offsets - start, 0, stop - start), result)
         before = base + stop - start
-    return offsets.astype(np.int32)
+    return result.astype(np.int32)
+
+
+def align_offsets(
+    completion: str,
+    offsets: Sequence[tuple[int, int]],
+    reasoning: str | None,
+    answer: str | None,
+    blank: Sequence[bool] = (),
+) -> np.ndarray:
+    """Bytes of the canonical text that each token covers, int32, shape (tokens, 2), by its tokenizer's offsets.
+
+    For tokens that do not spell the text, because their tokenizer lower-cases, composes or does not know it. `offsets`
+    are in characters of `completion`: `text.completion_text`, or what a template left of it to write. The tokens of one
+    character all have its offsets. `blank` tells which tokens spell white space alone, where that is known: those that
+    share a character of another kind were put in by the tokenizer, as a prefix is, and count as structure.
+
+    Raises AlignError where offsets do not ascend, or leave a character of reasoning or answer out that is no white
+    space and no mark of the one before; and where tokens share more than one character, as those of a run of unknown
+    ones do: which of them covers which is not to be known.
+    """
+    start, stop = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets)).reshape(-1, 2).T
+    if ((start < 0) | (stop < start) | (stop > len(completion))).any():
+        raise AlignError(f"there are offsets outside of its {len(completion)} characters")
+    before = np.maximum.accumulate(np.concatenate(([0], stop)))[:-1]
+    places = _places(completion, reasoning, answer)
+    gap = np.flatnonzero(start > before)
+    gaps = [*zip(before[gap].tolist(), start[gap].tolist(), strict=True), (stop.max(initial=0), len(completion))]
+    _prove_blank(completion, gaps, places)
+    start = np.where(start == stop, np.minimum(start, before), start)  # white space that is trimmed off its offsets
+    back = np.flatnonzero((np.diff(start, prepend=0) < 0) | (stop < before))
+    if back.size:
+        raise AlignError(f"token {back[0]} goes back to character {start[back[0]]}, behind the token before it")
+    shared = np.flatnonzero(before - start > 1)
+    if shared.size:
+        run = completion[start[shared[0]] : before[shared[0]]].encode()
+        raise AlignError(f"token {shared[0]} and the one before it have the same offsets for {_excerpt(run, 0)}")
+    for first, last in places:
+        lost = np.flatnonzero((start == stop) & (start > first) & (stop < last))
+        if lost.size:
+            raise AlignError(f"token {lost[0]} covers nothing, at character {start[lost[0]]} inside the text")
+    codes = np.frombuffer(completion.encode("utf-32-le"), np.uint32)
+    byte_at = np.concatenate(([0], np.cumsum(1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000))))
+    first_byte, last_byte = byte_at[start], byte_at[stop]
+    if len(blank):
+        solid = np.concatenate(([0], np.cumsum(~_white_space(completion.encode()))))
+        shares = (before > start) | (np.append(start[1:], len(completion)) < stop)
+        put_in = np.asarray(blank) & shares & (solid[last_byte] > solid[first_byte])
+        last_byte = np.where(put_in, first_byte, last_byte)
+    return _canonical(np.stack((first_byte, last_byte), axis=1), [(byte_at[a], byte_at[b]) for a, b in places])
+
+
+def _places(completion: str, reasoning: str | None, answer: str | None) -> list[tuple[int, int]]:
+    """Where reasoning and answer stand in a completion, in characters."""
+    stop = len(completion)
+    places = [(stop - len(answer), stop)] if answer else []
+    if reasoning:
+        stop -= len(answer or "") + len(f"\n{THINK_CLOSE}\n\n")
+        places.insert(0, (stop - len(reasoning), stop))
+    held = [completion[max(first, 0) : last] for first, last in places]
+    if held != [part for part in (reasoning, answer) if part]:
+        raise AlignError("the completion does not hold the text: the chat template has written a part of it")
+    return places
+
+
+def _prove_blank(completion: str, gaps: Sequence[tuple[int, int]], places: Sequence[tuple[int, int]]) -> None:
+    """Raise AlignError unless the gaps hold no character of the text that counts."""
+    for gap_start, gap_stop in gaps:
+        start = gap_start
+        while 0 < start < gap_stop and _joins(completion[start]):
+            start += 1
+        if start < gap_stop and not completion[start:gap_stop].isspace():
+            for place in range(start, gap_stop):
+                if not completion[place].isspace() and any(first <= place < last for first, last in places):
+                    raise AlignError(f"no token covers {completion[place]!r}, character {place} of {len(completion)}")
+
+
+def _joins(character: str) -> bool:
+    """Whether a character is written into the one before it: marks, and the later letters of a Hangul syllable."""
+    return unicodedata.category(character)[0] == "M" or "\u1160" <= character <= "\u11ff"
 
 
 def _find(stream: bytes, part: bytes, cursor: int) -> int:
@@ -84,31 +173,35 @@ def _excerpt(data: bytes, start: int) -> str:
     return repr(data[start : start + 24].decode(errors="replace")) if start < len(data) else "end"
 
 
-def sentence_of_tokens(token_end: np.ndarray, text: bytes, byte_end: Sequence[int]) -> np.ndarray:
+def spans_of_ends(token_end: np.ndarray) -> np.ndarray:
+    """Bytes that each token covers, shape (tokens, 2), where it begins at the end of the one before."""
+    return np.stack((np.concatenate(([0], token_end[:-1])).astype(np.int32)[: len(token_end)], token_end), axis=1)
+
+
+def sentence_of_spans(spans: np.ndarray, text: bytes, byte_end: Sequence[int]) -> np.ndarray:
     """Sentence index of each token, int32, shape (tokens,); −1 for structure tokens, which cover no byte.
 
     A token belongs to the sentence of its first byte that is not Unicode white space; a token of white space alone to
-    the sentence before it.
+    the sentence before it. `spans` are bytes of `text`, shape (tokens, 2).
     """
-    total = len(text)
-    start = np.concatenate(([0], token_end[:-1])).astype(np.int64)
-    stop = token_end.astype(np.int64)
-    solid = ~_white_space(text)
-    positions = np.where(solid, np.arange(total), total)
-    following = np.concatenate((np.minimum.accumulate(positions[::-1])[::-1], [total]))
-    positions = np.where(solid, np.arange(total), -1)
-    preceding = np.concatenate(([-1], np.maximum.accumulate(positions)))
-    first = following[np.minimum(start, total)]
-    anchor = np.where(first < stop, first, np.maximum(preceding[np.minimum(start, total)], 0))
-    sentence = np.searchsorted(np.asarray(byte_end, dtype=np.int64), anchor, side="right").astype(np.int32)
+    start, stop = spans.T
+    solid = np.concatenate(([0], np.cumsum(~_white_space(text), dtype=np.int32)))  # such bytes before each place
+    if not solid[-1]:
+        return np.where(stop > start, np.int32(0), np.int32(-1))
+    before = solid[start]
+    anchor = np.maximum(np.where(solid[stop] > before, before, before - 1), 0)
+    sentence = np.searchsorted(solid[np.asarray(byte_end)], anchor, side="right").astype(np.int32)
     return np.where(stop > start, sentence, np.int32(-1))
+
+
+_WHITE: Final = np.isin(np.arange(256), list(b" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f"))
 
 
 def _white_space(text: bytes) -> np.ndarray:
     """True for every byte of a Unicode white space character, shape (bytes,)."""
     data = np.frombuffer(text, dtype=np.uint8)
-    mask = np.isin(data, np.frombuffer(b" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f", dtype=np.uint8))
-    if data.size and data.max() >= 0x80:
+    mask = _WHITE[data]
+    if not text.isascii():
         for match in _WIDE_SPACE.finditer(text):
             mask[match.start() : match.end()] = True
     return mask

@@ -1,9 +1,14 @@
 -- funnel
--- Purpose     What each rule breaks, what only it breaks, and the tokens lost, in all and by domain and temperature.
--- Inputs      stg_rejections, stg_responses (teacher replies), stg_prompts (prompt_id, domain)
--- Output      rule_name, domain, temperature, breaks, breaks_alone, tokens; domain and temperature null = all of them
+-- Purpose     What each rule breaks, what only it breaks, and the tokens lost, in all and by domain and temperature;
+--             with the length of what was kept against what was dropped, lest a selector merely take the longest.
+-- Inputs      stg_rejections, stg_responses (teacher replies), stg_prompts (prompt_id, domain),
+--             stg_selection (kind, grain_id)
+-- Output      rule_name, domain, temperature, breaks, breaks_alone, tokens, mean_tokens, median_tokens (completion
+--             tokens of those replies); domain and temperature null = all of them. Three more names count replies that
+--             are (kept): in a stage, (not kept), and (outranked): not kept although they break no rule
 -- Parameters  none
--- Source      design of the funnel: rules never hide each other
+-- Source      design of the funnel: rules never hide each other. arXiv:2512.20908: taking the longest gains most of
+--             what the largest count does. Whether candidates differ at all: sql/reports/spread.sql
 -- Try it      duckdb runs/demo/run.duckdb -readonly -f sql/reports/funnel.sql
 with
 replies as (
@@ -17,25 +22,42 @@ replies as (
     where responses.role = 'teacher'
 ),
 
-broken as (
+kept as (select distinct grain_id as response_id from stg_selection where kind = 'sft'),
+
+broken as (select distinct response_id from stg_rejections),
+
+members as (
     select
         rejections.rule_name,
-        replies.*,
+        rejections.response_id,
         count(*) over (partition by rejections.response_id) = 1 as is_alone
     from stg_rejections as rejections
-    join replies on replies.response_id = rejections.response_id
+    union all
+    select '(kept)', kept.response_id, null from kept
+    union all
+    select '(not kept)', replies.response_id, null from replies anti join kept using (response_id)
+    union all
+    select '(outranked)', replies.response_id, null
+    from replies
+    anti join kept using (response_id)
+    anti join broken using (response_id)
 ),
 
 funnel as (
     select
-        broken.rule_name,
-        broken.domain,
-        broken.temperature,
+        members.rule_name,
+        replies.domain,
+        replies.temperature,
         count(*) as breaks,
-        count(*) filter (where broken.is_alone) as breaks_alone,
-        coalesce(sum(broken.completion_tokens), 0)::bigint as tokens
-    from broken
-    group by grouping sets ((broken.rule_name), (broken.rule_name, broken.domain, broken.temperature))
+        sum(members.is_alone::integer)::bigint as breaks_alone,
+        coalesce(sum(replies.completion_tokens), 0)::bigint as tokens,
+        avg(replies.completion_tokens) as mean_tokens,
+        median(replies.completion_tokens) as median_tokens
+    from members
+    join replies on replies.response_id = members.response_id
+    group by grouping sets (
+        (members.rule_name), (members.rule_name, replies.domain, replies.temperature)
+    )
 )
 
 select * from funnel order by rule_name, domain nulls first, temperature nulls first;

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.charts import Bar, Dot, bar_chart, dot_chart, histogram, shared_bins, ticks
+from builder.charts import Bar, Column, Dot, bar_chart, column_chart, dot_chart, histogram, shared_bins, ticks
 
 
 @given(st.lists(st.integers(0, 200_000), min_size=1))
@@ -39,12 +39,21 @@ def test_heights_are_shares_and_the_tallest_bar_fills_the_plot() -> None:
     assert 'height="36.0" class="kept"' in svg
 
 
+def test_columns_are_filled_from_below_by_their_shares() -> None:
+    svg = column_chart([Column("1", (0.25, 0.75)), Column("2", (0.0, 1.0))], ("low", "high"), "t")
+    assert svg.count('class="low"') == 1
+    assert 'y="107.0" height="33.0" class="low"' in svg
+    assert 'y="8.0" height="99.0" class="high"' in svg
+    assert 'y="8.0" height="132.0" class="high"' in svg
+
+
 def test_labels_are_escaped() -> None:
     evil = '"><script>alert(1)</script>'
     for svg in (
         dot_chart([Dot(evil, 0.5, 0.4, 0.6)], evil),
         bar_chart([Bar(evil, 3, evil)], evil),
         histogram([0, 1], [1], [0], top_share=1, marker=None, title=evil),
+        column_chart([Column(evil, (1.0,))], ("low",), evil),
     ):
         assert "<script" not in svg
         assert "&lt;script&gt;" in svg

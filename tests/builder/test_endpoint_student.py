@@ -12,7 +12,7 @@ import torch
 from proxy import Ask, Json, Spoil, proxy
 from score_toys import CHATML, REPLIES, byte_level, make_run, prompt, recipe, reply, save_student
 
-from builder import endpoint_student
+from builder import scoring_server
 from builder.config import Endpoint, Recipe, Student
 from builder.endpoint_student import EndpointStudent
 from builder.errors import ScoreError
@@ -22,7 +22,8 @@ from builder.models import student_id
 from builder.prompt_logprobs import read_logprobs
 from builder.score import score
 from builder.store import Run
-from builder.student import NoLogprobs, Rendered
+from builder.student import NoLogprobs
+from builder.windows import Row
 
 torch.set_num_threads(1)
 
@@ -35,7 +36,7 @@ def url(student: Path) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint_student, "backoff_s", lambda attempt, wish: 0.0)
+    monkeypatch.setattr(scoring_server, "backoff_s", lambda attempt, wish: 0.0)
 
 
 def served(student: Path, url: str, **changes: Any) -> Student:
@@ -96,10 +97,11 @@ def test_no_more_rows_are_in_flight_than_the_recipe_allows(student: Path, url: s
     assert 1 < server.most_in_flight <= 4
 
 
-def without(name: str) -> Spoil:
+def without(*names: str) -> Spoil:
     async def spoil(body: Json, ask: Ask) -> Json:
         answer = await ask()
-        answer["choices"][0].pop(name)
+        for name in names:
+            answer["choices"][0].pop(name)
         return answer
 
     return spoil
@@ -108,7 +110,7 @@ def without(name: str) -> Spoil:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (without("prompt_logprobs"), "the endpoint gives no prompt logprobs"),
+        (without("prompt_logprobs", "logprobs"), "no prompt logprobs .* no logprobs of an echoed prompt's own tokens"),
         (lambda body, ask: 400, "answered 400"),
         (lambda body, ask: 404, "answered 404"),
         (lambda body, ask: 503, "answered 503.*Nothing was scored. Check that the server runs"),
@@ -124,13 +126,13 @@ def test_an_endpoint_that_cannot_score_is_refused_before_anything_is_rendered(
     with proxy(url, spoil) as server, pytest.raises(ScoreError, match=said) as caught:
         score(run, through(student, server.url))
     assert "Nothing was scored" in str(caught.value)
-    assert len(server.asks) <= 2
+    assert len(server.asks) <= 3
     assert run.rows("scores") == 0
 
 
 def test_a_server_that_names_no_token_ids_is_trusted_by_its_logprobs(student: Path, url: str) -> None:
     with proxy(url, without("prompt_token_ids")) as server:
-        assert EndpointStudent(served(student, server.url)).served_as == "student"
+        assert EndpointStudent(served(student, server.url)).server.model == "student"
 
 
 def test_a_model_with_another_vocabulary_is_refused(url: str, tmp_path: Path) -> None:
@@ -147,7 +149,7 @@ def test_another_vocabulary_shows_in_the_logprobs_where_no_ids_are_given(url: st
 
 def test_a_template_that_cannot_render_does_not_stop_the_test_of_the_endpoint(url: str, tmp_path: Path) -> None:
     folder = save_student(tmp_path / "student", template=CHATML + "{{ raise_exception('no') }}")
-    assert EndpointStudent(served(folder, url)).served_as == "student"
+    assert EndpointStudent(served(folder, url)).server.model == "student"
 
 
 def test_a_tokenizer_that_does_not_fit_its_model_is_refused(url: str, tmp_path: Path) -> None:
@@ -157,7 +159,7 @@ def test_a_tokenizer_that_does_not_fit_its_model_is_refused(url: str, tmp_path: 
 
 def test_the_name_is_the_model_then_its_last_part_and_only_a_folder_may_have_any(student: Path, url: str) -> None:
     there = EndpointStudent(served(student, url))
-    assert there.served_as == "student"
+    assert there.server.model == "student"
     assert there._name([str(student), "student"]) == str(student)
     assert there._name(["student", "b"]) == "student"
     assert there._name(["anything"]) == "anything"
@@ -177,7 +179,7 @@ def test_a_student_without_revision_is_refused_before_the_endpoint_is_asked() ->
         EndpointStudent(served(Path("org/student"), "http://127.0.0.1:9/v1"))
 
 
-ROW = Rendered([5, 6], [7, 8], [b"a", b"b"])
+ROW = Row([5, 6], [7, 8])
 
 
 def answer(*entries: Any, **changes: Any) -> bytes:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from endpoint import DROP, Ask, endpoint, reply_to
+from endpoint import DROP, Ask, endpoint, reply_to, text_reply_to
 
 from builder.errors import EndpointError
 from builder.probe import probe
@@ -21,6 +21,17 @@ def vllm(ask: Ask) -> bytes:
     return json.dumps(reply).encode()
 
 
+def echo(ask: Ask) -> bytes | None:
+    """A completion with the prompt's logprobs before its own, where echo is asked."""
+    if not ask.body.get("echo"):
+        return None
+    reply = text_reply_to(ask.body)
+    logprobs, prompt = reply["choices"][0]["logprobs"], ask.body["prompt"]
+    logprobs["tokens"] = [str(index) for index in prompt] + logprobs["tokens"][:1]
+    logprobs["token_logprobs"] = [None, *[-1.5] * (len(prompt) - 1), -0.5]
+    return json.dumps(reply).encode()
+
+
 def findings(script: Callable[[Ask], Any], **options: Any) -> dict[str, bool | None]:
     with endpoint(script=script, **options) as server:
         result = probe(server.url)
@@ -34,7 +45,7 @@ def steps(script: Callable[[Ask], Any], **options: Any) -> dict[str, bool | None
 
 
 def test_an_able_endpoint_allows_every_step() -> None:
-    found = findings(vllm, completes=True)
+    found = findings(vllm, completes=True, text_script=echo)
     assert [name for name, works in found.items() if not works] == []
     assert set(found) >= {
         "chat",
@@ -43,10 +54,11 @@ def test_an_able_endpoint_allows_every_step() -> None:
         "logprobs",
         "token ids",
         "prompt logprobs",
+        "logprobs of an echoed prompt",
         "continues a prefix",
         "completions from token ids",
     }
-    assert all(steps(vllm, completes=True).values())
+    assert all(steps(vllm, completes=True, text_script=echo).values())
 
 
 def test_flags_that_merely_do_not_fail_are_not_believed() -> None:
@@ -84,6 +96,19 @@ def test_an_extension_that_is_refused_is_an_ability_that_lacks(refusal: Any) -> 
     assert found["chat"]
     assert found["same seed, same reply"]
     assert not any(found[name] for name in ("logprobs", "prompt logprobs", "continues a prefix"))
+
+
+def test_an_echoed_prompt_rescores_where_prompt_logprobs_lack() -> None:
+    def plain(ask: Ask) -> Any:
+        return 400 if "prompt_logprobs" in ask.body else vllm(ask)
+
+    found = findings(plain, completes=True, text_script=echo)
+    assert (found["prompt logprobs"], found["logprobs of an echoed prompt"]) == (False, True)
+    assert steps(plain, completes=True, text_script=echo)["score another model's text here"]
+
+
+def test_an_echo_without_the_prompts_logprobs_is_not_believed() -> None:
+    assert findings(vllm, completes=True)["logprobs of an echoed prompt"] is False
 
 
 def test_logprobs_are_found_where_only_token_ids_are_refused() -> None:

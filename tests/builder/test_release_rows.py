@@ -5,12 +5,13 @@ import shutil
 import polars as pl
 import pyarrow as pa
 import pytest
-from release_toys import STAGES, Selected, recipe, replies_of, rows, score_of, verdict_of, whole
+from release_toys import STAGES, STUDENT, Selected, recipe, replies_of, rows, score_of, verdict_of, whole
 from score_toys import prompt
 
 from builder import release_rows
 from builder.config import Stage
 from builder.errors import ReleaseError
+from builder.models import student_id
 from builder.release import release
 from builder.release_rows import fit, unplaced
 from builder.schema import RELEASE_CANDIDATES, RELEASE_GRPO, RELEASE_REWARD, RELEASE_SFT, TABLES
@@ -135,3 +136,25 @@ def test_without_a_student_rows_are_released_unscored(made: Selected) -> None:
     assert {row["teacher_sentences"] for row in found} == {row["student_tokens"] for row in found} == {None}
     assert [message["role"] for message in found[0]["prompt"]] == ["user"]
     assert whole(path)["schedule"][0]["tokens"] is None
+
+
+def test_teacher_sentences_are_counted_anew_at_a_margin_that_scores_do_not_hold(made: Selected) -> None:
+    """At 0.125 exactly a sentence is common, a short one is nobody's; another student's lists do not count."""
+    run, _ = made
+    lists = {"p_teacher": [0.625, 0.75, 1.0], "p_student": [0.5, 0.5, 0.0], "teacher_tokens": [3, 3, 2]}
+    every = [row["response_id"] for name in "pqs" for row in replies_of(name)]
+    mine = [
+        {
+            "response_id": name,
+            "student_id": student_id(STUDENT),
+            "byte_end": [1, 2, 3],
+            "student_tokens": [3] * 3,
+            **lists,
+        }
+        for name in every
+    ]
+    run.append("sentences", columns_table("sentences", mine))
+    run.append("sentences", columns_table("sentences", [row | {"student_id": "another"} for row in mine]))
+    fine = recipe(selection={"params": {"teacher_margin": 0.125}})
+    table = rows(release(run, fine, select(run, fine)).path, "low-temperature")
+    assert table["teacher_sentences"].to_pylist() == [1, 1, 1]

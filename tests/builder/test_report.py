@@ -22,6 +22,10 @@ from builder.models import student_id
 from builder.release import release
 from builder.report import collect, render_report, visible, write_report
 from builder.report_numbers import Measured, readings
+from builder.report_sql import Place, provenance
+from builder.rules import catalogue
+from builder.sqlrun import query
+from builder.staging import build_staging, staging_variables
 from builder.store import Run, columns_table
 from builder.text import canonical_text, sentence_byte_ends
 
@@ -287,6 +291,57 @@ def test_distributions_share_their_bins_and_count_every_reply(made: Selected) ->
     for one in (tokens, delta):
         assert [(part.replies, sum(part.kept), part.missing) for part in one.histograms] == [(6, 3, 0), (6, 3, 0)]
         assert all(len(part.counts) == len(one.edges) - 1 for part in one.histograms)
+
+
+def test_page_draws_what_the_sql_reports_say(made: Selected) -> None:
+    run = with_sentences(made)
+    found = collect(run, recipe())
+    build_staging(run, staging_variables(recipe()))
+    for name, shown in (("temperature", found.confidences), ("position", found.places)):
+        rows = query(run.database, catalogue("reports")[name].read_text("utf-8"), {"teacher_margin": 0.2})
+        assert [asdict(one) for one in shown] == [
+            {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+            for row in rows.to_pylist()
+        ]
+    text = re.sub(r"\s+", " ", Page(page_of(run)).text)
+    # first sentence of each reply is the student's, the others the teacher's
+    assert "The teacher's share rises along a reply: 0% in the first tenth" in text
+    assert "Temperature 0.6 too few replies to compare with 1.0: 6 where 200 are needed." in text
+
+
+def test_a_run_without_sentence_scores_has_neither_curve(made: Selected) -> None:
+    found = collect(made[0], recipe())
+    assert (found.confidences, found.places, found.provenance) == ((), (), None)
+    page = page_of(made[0])
+    assert 'id="positions"' not in page
+    assert "response_probability" not in page
+
+
+def test_words_follow_the_teachers_share() -> None:
+    def curve(*shares: float) -> list[Place]:
+        return [Place("tenth", i, None, None, 9, 9, share, 1 - share, 0.0) for i, share in enumerate(shares, 1)]
+
+    assert provenance(curve(0.6, 0.3)) == (
+        "The teacher's share falls along a reply: 60% in the first tenth, 30% in the last; "
+        "it is largest in tenth 1 (60%)."
+    )
+    assert "hardly changes" in (provenance(curve(0.30, 0.5, 0.34)) or "")
+    assert "rises" in (provenance(curve(0.30, 0.36)) or "")
+    assert provenance(curve(0.3)) is None
+
+
+def test_funnel_says_lengths_and_who_decided_and_reads_older_events(made: Selected) -> None:
+    run, result = made
+    run.event("select", asdict(result))
+    text = re.sub(r"\s+", " ", Page(page_of(run)).text)
+    assert "Of 3 prompts: 3 decided by teacher_sentence_count; 0 decided by its tie-break" in text
+    assert "median212121 mean212121" in text
+    older = {name: value for name, value in asdict(result).items() if not name.startswith(("median", "prompts_"))}
+    run.event("select", older)
+    text = re.sub(r"\s+", " ", Page(page_of(run)).text)
+    assert "mean212121" in text
+    assert "median2" not in text
+    assert "decided" not in text
 
 
 def test_scores_of_another_student_are_named_as_such(made: Selected) -> None:

@@ -20,7 +20,6 @@ from score_toys import (
     recipe,
     reply,
     save_student,
-    word_piece,
 )
 from tokenizers import normalizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -171,6 +170,7 @@ STATUSES: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {
         "there are 0 token ids",
     ),
     "too_few_tokens": ({"reasoning": "No", "answer": "3"}, {}, "all 2 sentences are shorter than 3 tokens"),
+    "too_few_tokens: one token": ({"reasoning": None, "answer": "3"}, {}, "all 1 sentences are shorter than 3 tokens"),
     "too_few_tokens: nothing": ({"reasoning": None, "answer": None}, {"logprob": {}}, "holds no text"),
     "student_cannot_render: context": (
         {"answer": "many words " * 100 + "."},
@@ -207,19 +207,18 @@ def test_each_status_has_its_reason_and_stops_no_other_reply(tmp_path: Path) -> 
         for column in ("teacher_counts", "student_counts", "mean_delta", "log_ratio_nats"):
             assert row[column] is None, "never a made-up number"
         assert row["student_tokens"] > 20, "known whatever the logprobs say"
-    assert sorted(rows(run, "sentences")) == ["fine", "too_few_tokens"]
+    assert sorted(rows(run, "sentences")) == ["fine", "too_few_tokens", "too_few_tokens: one token"]
 
 
 @pytest.mark.parametrize(
     ("changes", "detail"),
     [
-        ({"tokenizer": word_piece()}, "bytes of its tokens are not known"),
         ({"template": "{{ raise_exception('no system prompt') }}"}, "template fails: TemplateError: no system prompt"),
         ({"template": ""}, "empty prompt"),
         ({"template": CHATML + "<think>\n\n</think>\n\n"}, "closes the think block"),
         ({"embeddings": 300}, "ids past the 300 embeddings"),
     ],
-    ids=["word-piece", "raising", "empty", "closed", "embeddings"],
+    ids=["raising", "empty", "closed", "embeddings"],
 )
 def test_a_student_that_cannot_render_says_why(tmp_path: Path, changes: dict[str, Any], detail: str) -> None:
     run = make_run(tmp_path / "run", [reply("r")])
@@ -227,17 +226,15 @@ def test_a_student_that_cannot_render_says_why(tmp_path: Path, changes: dict[str
     assert detail in rows(run)["r"]["status_detail"]
 
 
-def test_a_tokenizer_that_changes_the_text_is_an_align_error(tmp_path: Path) -> None:
-    lower = byte_level()
-    lower.normalizer = normalizers.Lowercase()
-    run = make_run(
-        tmp_path / "run", [reply("r"), reply("s", reasoning="all small, so it passes", answer="yes it does")]
-    )
-    assert score(run, recipe(save_student(tmp_path / "student", tokenizer=lower))).statuses == {
-        "align_error": 1,
-        "ok": 1,
-    }
-    assert rows(run)["r"]["status_detail"].startswith("student: the tokens differ from the text at byte 8: tokens 'one")
+def test_a_tokenizer_that_loses_text_is_an_align_error_and_one_that_writes_it_otherwise_is_none(tmp_path: Path) -> None:
+    lossy, lower = byte_level(), byte_level()
+    lossy.normalizer, lower.normalizer = normalizers.Replace("three", ""), normalizers.Lowercase()
+    replies = [reply("r"), reply("s", reasoning="no such word, so it passes", answer="yes it does")]
+    run = make_run(tmp_path / "run", replies)
+    assert score(run, recipe(save_student(tmp_path / "lossy", tokenizer=lossy))).statuses == {"align_error": 1, "ok": 1}
+    assert rows(run)["r"]["status_detail"].startswith("student: no token covers 't'")
+    run = make_run(tmp_path / "other", replies)
+    assert score(run, recipe(save_student(tmp_path / "lower", tokenizer=lower))).statuses == {"ok": 2}
 
 
 def test_a_rerun_scores_nothing_and_another_student_adds_rows(student: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Selection end to end on literal rows with winners worked by hand."""
 
 import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from builder.identity import order_key
 from builder.models import student_id
 from builder.rules import catalogue
 from builder.selection import RuleFunnel, SelectionResult, StageResult, plan_selection, select
+from builder.show import decided
 from builder.store import Run, columns_table
 
 STUDENT = Student(model="org/student")
@@ -90,10 +92,25 @@ SCORES = [
 ]
 
 
-def make_run(root: Path, parts: int = 1, shuffle: int | None = None) -> Run:
+def own_rule(folder: Path, violated: str) -> Path:
+    """A folder with rule `only`, which teacher replies break where `violated` holds."""
+    (folder / "only.sql").write_text(
+        "select response_id, null as observed, null as threshold from stg_responses\n"
+        f"where role = 'teacher' and ({violated});\n"
+    )
+    return folder
+
+
+def make_run(root: Path, parts: int = 1, shuffle: int | None = None, changed: dict[str, float] | None = None) -> Run:
+    """The literal rows; `changed` gives some replies another mean delta."""
     run = Run(root)
     for name, literal in (("prompts", PROMPTS), ("responses", REPLIES), ("scores", SCORES)):
-        rows = list(literal)
+        rows = [
+            {**row, "mean_delta": (changed or {}).get(row["response_id"], row["mean_delta"])}
+            if name == "scores"
+            else row
+            for row in literal
+        ]
         if shuffle is not None:
             random.Random(shuffle).shuffle(rows)
         for start in range(parts):
@@ -139,8 +156,14 @@ def test_rules_first_keeps_the_best_survivor_of_each_prompt_and_temperature(tmp_
         mean_tokens_kept=500 / 3,
         mean_tokens_dropped=(100 + 200 + 1000 + 100) / 4,
         mean_tokens_outranked=400 / 3,
+        median_tokens_kept=100,
+        median_tokens_dropped=150,
+        median_tokens_outranked=100,
+        selector="teacher_sentence_count",
         prompts=2,
-        prompts_with_choice=2,
+        prompts_without=0,
+        prompts_single=0,
+        prompts_tied=1,
         prompts_with_spread=1,
         new_features=9,
         warnings=(),
@@ -283,7 +306,12 @@ def test_a_run_without_replies_says_so(tmp_path: Path) -> None:
         ({"selector": "longset"}, UsageError, "did you mean 'longest'"),
         ({"params": {"teacher_margn": 0.1}}, UsageError, "did you mean 'teacher_margin'"),
         ({"params": {"teacher_margin": "high"}}, UsageError, "teacher_margin is double"),
-        ({"params": {"teacher_margin": 0.12}}, SqlError, r"margins are 0\.05"),
+        (
+            {"params": {"teacher_margin": 1.2}},
+            SqlError,
+            r"selector teacher_sentence_count.*difference of probabilities",
+        ),
+        ({"params": {"teacher_margin": 0.12}}, SqlError, r"no row in stg_sentences.*rerun builder score"),
     ],
 )
 def test_a_recipe_that_asks_for_what_does_not_exist_fails_and_writes_nothing(
@@ -347,6 +375,65 @@ def test_the_files_run_unchanged_on_the_database_that_select_leaves(tmp_path: Pa
         ranked = connection.sql(catalogue("selectors")["teacher_sentence_count"].read_text(encoding="utf-8"))
         assert sorted(ranked.filter("rank = 1").fetchall()) == [("c", 1), ("e", 1), ("g", 1)]
         funnel = connection.sql(catalogue("reports")["funnel"].read_text(encoding="utf-8")).filter("domain is null")
-        assert sorted(row[3:] for row in funnel.fetchall()) == sorted(
-            (rule.breaks, rule.breaks_alone, rule.tokens) for rule in result.funnel
-        )
+        assert {row[0]: row[3:] for row in funnel.fetchall()} == {
+            **{
+                rule.rule_name: (rule.breaks, rule.breaks_alone, rule.tokens, *lengths)
+                for rule, lengths in zip(result.funnel, [(1000, 1000), (None, None)], strict=True)
+            },
+            "(kept)": (3, None, 500, result.mean_tokens_kept, result.median_tokens_kept),
+            "(outranked)": (3, None, 400, result.mean_tokens_outranked, result.median_tokens_outranked),
+            "(not kept)": (5, None, 1400, result.mean_tokens_dropped, result.median_tokens_dropped),
+        }
+
+
+@pytest.mark.parametrize(
+    ("selector", "spread"),
+    [
+        ("fewest_teacher_sentences", (0, 1, 1)),
+        ("length_matched", (0, 1, 1)),
+        ("mean_delta", (0, 0, 2)),
+        ("longest", (0, 1, 1)),
+        ("random", (0, None, None)),
+    ],
+)
+def test_a_prompt_is_decided_by_what_its_selector_ranks_by(
+    tmp_path: Path, selector: str, spread: tuple[int | None, ...]
+) -> None:
+    # counts differ for p only, delta for q and, since a is changed, for p; lengths for p only
+    run = make_run(tmp_path, changed={"a": 0.3})
+    result = select(run, recipe(selector=selector))
+    assert (result.prompts_single, result.prompts_tied, result.prompts_with_spread) == spread
+    words, number = decided(asdict(result))[0]
+    assert number == (2 if spread[2] is None else spread[2])
+    assert ("is not measured" in words) == (selector == "random")
+
+
+def test_prompts_without_candidates_and_with_one_are_not_decided(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    strict = select(run, recipe({}, rules=["only.sql"]), recipe_dir=own_rule(tmp_path, "response_id <> 'g'"))
+    assert (strict.prompts_single, strict.prompts_without, strict.prompts_with_spread) == (1, 1, 0)
+    assert decided(asdict(strict))[2:] == [("with a single candidate", 1), ("without one", 1)]
+
+
+def test_a_selector_of_ones_own_claims_no_spread_whatever_its_name(tmp_path: Path) -> None:
+    own = tmp_path / "recipe" / "sql" / "selectors" / "longest.sql"
+    own.parent.mkdir(parents=True)
+    own.write_text(catalogue("selectors")["random"].read_text(encoding="utf-8"))
+    result = select(make_run(tmp_path / "run"), recipe(selector="longest"), recipe_dir=tmp_path / "recipe")
+    assert (result.selector, result.prompts_with_spread) == ("longest", None)
+
+
+def test_any_margin_counts_the_sentences_anew(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    wide = {"a": [0.75, 0.75], "b": [0.625], "c": [0.5], "d": [0.5], "e": [0.5], "f": [0.5], "g": [0.75, 0.75]}
+    rows = [
+        {
+            "response_id": name, "student_id": STUDENT_ID, "byte_end": [1] * len(p), "teacher_tokens": [3] * len(p),
+            "student_tokens": [3] * len(p), "p_teacher": p, "p_student": [0.5] * len(p),
+        }
+        for name, p in wide.items()
+    ]  # fmt: skip
+    run.append("sentences", columns_table("sentences", rows))
+    result = select(run, recipe(params={"teacher_margin": 0.125}))
+    assert kept(run) == shuffled("aeg")  # 0.125 itself is no teacher sentence of b; by the stored counts c wins
+    assert (result.prompts_tied, result.prompts_with_spread) == (0, 2)

@@ -67,7 +67,7 @@ def test_staged_tables_follow_the_parts(tmp_path: Path) -> None:
     assert "stg_prompts" in build_staging(run, variables)
     found = query(run.database, "select count(*) as n, count(gold) as golds from stg_candidates").to_pylist()
     assert found == [{"n": 4, "golds": 2}]
-    assert build_staging(run, {**variables, "student_id": "another student"}) == ["stg_scores"]
+    assert build_staging(run, {**variables, "student_id": "another student"}) == ["stg_scores", "stg_sentences"]
     assert query(run.database, "select response_id from stg_scores").to_pylist() == [{"response_id": "f"}]
 
 

@@ -1,18 +1,18 @@
-"""The local student: rendering as the trainer does, logprobs by chunks, models that cannot serve."""
+"""The student's tokenizer: rendering as the trainer does, which bytes its tokens cover, what cannot be loaded."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from score_toys import CHATML, REPLIES, make_run, prompt, recipe, reply, save_student
 
-from builder import local_student as students
 from builder.config import Student
 from builder.errors import ScoreError
 from builder.local_student import LocalStudent
 from builder.score import score
 from builder.student import CannotRender, StudentTokenizer
+from builder.text import canonical_text
+from builder.tokens import AlignError
 
 torch.set_num_threads(1)
 
@@ -22,7 +22,7 @@ def test_a_template_that_opens_the_think_block_is_not_answered_twice(tmp_path: P
     folder = save_student(tmp_path / "student", template=CHATML + f"{{{{ {opening!r} }}}}")
     local = LocalStudent(Student(model=str(folder), dtype="float32"))
     rendered = local.render(prompt()["messages"], "why so", "three")
-    whole = b"".join(local._bytes[i] for i in rendered.prompt_ids + rendered.completion_ids).decode()
+    whole = b"".join(local._pieces[i] for i in rendered.prompt_ids + rendered.completion_ids).decode()
     assert whole.count("<think>") == 1
     expected = {"<think>": "<think>\n", "<think> ": "<think> \n"}.get(opening, opening)
     assert whole.endswith(f"{expected}why so\n</think>\n\nthree")
@@ -45,46 +45,6 @@ def test_rendering_needs_no_weights(tmp_path: Path) -> None:
     assert ids == expected[0].prompt_ids == tokens.ids(text)
 
 
-@pytest.mark.parametrize("cap", [None, 5.0])
-def test_logits_by_chunks_equal_whole_logits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap: float | None
-) -> None:
-    """With a soft cap the output embedding alone is not the model's distribution."""
-    folder = save_student(tmp_path / "student", cap=cap)
-    local = LocalStudent(Student(model=str(folder), dtype="float32"))
-    assert local._chunked
-    rendered = [local.render(prompt()["messages"], row["reasoning"], row["answer"]) for row in REPLIES]
-    monkeypatch.setattr(students, "_HEAD_POSITIONS", 4)
-    found = local.logprobs(rendered)
-    for row, values in zip(rendered, found, strict=True):
-        with torch.no_grad():
-            logits = local.model(torch.tensor([row.prompt_ids + row.completion_ids])).logits[0].double()
-        every = torch.log_softmax(logits, -1)[len(row.prompt_ids) - 1 : -1]
-        expected = [every[i, token].item() for i, token in enumerate(row.completion_ids)]
-        assert values == pytest.approx(expected, abs=2e-5)
-        assert values.dtype == np.float32
-
-
-def test_a_head_that_is_not_understood_is_not_used_apart(tmp_path: Path) -> None:
-    """Without the cap that its configuration names, the chunked head would be wrong: the probe has to see it."""
-    local = LocalStudent(Student(model=str(save_student(tmp_path / "student", cap=5.0)), dtype="float32"))
-    capped = local.logprobs([local.render(prompt()["messages"], "why so", "three")])[0]
-    local._cap = None
-    assert not local._head_stands_apart()
-    local._chunked = False
-    assert local.logprobs([local.render(prompt()["messages"], "why so", "three")])[0] == pytest.approx(capped, abs=1e-5)
-
-
-def test_logits_of_a_long_reply_never_exist_at_once(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    local = LocalStudent(Student(model=str(student), dtype="float32"))
-    shapes = []
-    head = local._head
-    monkeypatch.setattr(local, "_head", lambda hidden: shapes.append(hidden.shape[0]) or head(hidden))
-    rendered = local.render(prompt()["messages"], "One and two make three. " * 250, "3")
-    assert len(local.logprobs([rendered])[0]) == len(rendered.completion_ids)
-    assert sum(shapes) == len(rendered.completion_ids) > max(shapes) == 1024
-
-
 def test_a_student_without_revision_is_refused() -> None:
     with pytest.raises(ScoreError, match="'org/student' is not pinned"):
         LocalStudent(Student(model="org/student"))
@@ -95,3 +55,38 @@ def test_a_broken_student_is_a_score_error(student: Path, tmp_path: Path) -> Non
     (folder / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(ScoreError, match="cannot be loaded"):
         LocalStudent(Student(model=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("template", "reasoning", "written"),
+    [
+        (CHATML, "why </think> so", "<think>\nwhy </think> so\n</think>\n\nthree"),
+        (CHATML.replace("m.content", "m.content.split('</think>')[-1]"), "why", "<think>\nwhy\n</think>\n\nthree"),
+        (CHATML + "{{ 'Answer: ' }}", "why", "<think>\nwhy\n</think>\n\nthree"),
+        (CHATML + "{{ '<think>\\n' }}", "why", "why\n</think>\n\nthree"),
+        (CHATML + "{{ '<think>\\n\\n</think>\\n\\n' }}", None, "three"),
+    ],
+    ids=["plain", "strips-thinking", "adds-text", "opens", "closes"],
+)
+def test_no_template_rewrites_a_reply(tmp_path: Path, template: str, reasoning: str | None, written: str) -> None:
+    """The template makes the prompt; the reply is text behind it, and its tokens cover it."""
+    tokens = StudentTokenizer(Student(model=str(save_student(tmp_path / "student", template=template))))
+    messages = [
+        {"role": "user", "content": "What is 1 + 2?"},
+        {"role": "assistant", "content": "<think>\nhm\n</think>\n\n4"},
+        {"role": "user", "content": "Sure?"},
+    ]
+    row = tokens.render(messages, reasoning, "three")
+    assert row.completion == b"".join(row.pieces).decode() == written
+    spans = tokens.align(row, reasoning, "three")
+    text = canonical_text(reasoning, "three").encode()
+    assert b"".join(text[start:stop] for start, stop in spans.tolist()) == text
+    assert spans[-1].tolist()[1] == len(text)
+
+
+def test_a_template_that_writes_the_first_characters_of_a_reply_leaves_it_without_spans(tmp_path: Path) -> None:
+    folder = save_student(tmp_path / "student", template=CHATML + "{{ '<think>\\n\\n' }}")
+    tokens = StudentTokenizer(Student(model=str(folder)))
+    row = tokens.render(prompt()["messages"], "\nwhy", "three")
+    with pytest.raises(AlignError, match="the chat template has written a part of it"):
+        tokens.align(row, "\nwhy", "three")

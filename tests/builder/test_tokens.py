@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from builder.text import canonical_text, sentence_byte_ends
-from builder.tokens import AlignError, align, sentence_of_tokens, token_bytes
+from builder.tokens import AlignError, align, sentence_of_spans, spans_of_ends, token_bytes
 
 CORPUS = [
     "the sum of one and two is three, so the answer is three.\n\n\tx = 1; y = 2\r\n",
@@ -130,7 +130,9 @@ def test_tokens_cover_the_canonical_text_exactly(kind: str, wrap: str, parts: tu
         covered = text[start:stop]
         assert covered == b"" or covered.strip(b"\n") in piece or covered in b"\n\n" + piece + b"\n\n"
     byte_end = sentence_byte_ends(text.decode())
-    assert sentence_of_tokens(ends, text, byte_end).tolist() == slow_sentences(ends.tolist(), text.decode(), byte_end)
+    assert sentence_of_spans(spans_of_ends(ends), text, byte_end).tolist() == slow_sentences(
+        ends.tolist(), text.decode(), byte_end
+    )
 
 
 def slow_sentences(ends: list[int], text: str, byte_end: list[int]) -> list[int]:
@@ -163,7 +165,7 @@ def test_any_cut_of_the_bytes_aligns(text: str, data: st.DataObject) -> None:
     canonical = canonical_text(text, text)
     byte_end = sentence_byte_ends(canonical)
     expected = slow_sentences(ends.tolist(), canonical, byte_end)
-    assert sentence_of_tokens(ends, canonical.encode(), byte_end).tolist() == expected
+    assert sentence_of_spans(spans_of_ends(ends), canonical.encode(), byte_end).tolist() == expected
     assert ends[-1] == len(canonical.encode())
 
 
@@ -212,15 +214,15 @@ def test_empty_tokens_are_structure_only_outside_the_text() -> None:
 def test_the_separator_belongs_to_the_token_after_it() -> None:
     ends = align([b"<think>", b"\n", b"One", b".", b"\n", b"</think>", b"\n\n", b"Two"], "One.", "Two")
     assert ends.tolist() == [0, 0, 3, 4, 4, 4, 4, 9]
-    assert sentence_of_tokens(ends, b"One.\n\nTwo", [6, 9]).tolist() == [-1, -1, 0, 0, -1, -1, -1, 1]
+    assert sentence_of_spans(spans_of_ends(ends), b"One.\n\nTwo", [6, 9]).tolist() == [-1, -1, 0, 0, -1, -1, -1, 1]
 
 
 def test_white_space_tokens_go_to_the_sentence_before() -> None:
     text = b"A.\n\n B"
     ends = np.array([2, 4, 5, 6], np.int32)
-    assert sentence_of_tokens(ends, text, [4, 6]).tolist() == [0, 0, 0, 1]
-    assert sentence_of_tokens(np.array([1, 3], np.int32), b" a", [2]).tolist() == [0, 0]
-    assert sentence_of_tokens(np.zeros(2, np.int32), b"", []).tolist() == [-1, -1]
+    assert sentence_of_spans(spans_of_ends(ends), text, [4, 6]).tolist() == [0, 0, 0, 1]
+    assert sentence_of_spans(spans_of_ends(np.array([1, 2], np.int32)), b" a", [2]).tolist() == [0, 0]
+    assert sentence_of_spans(spans_of_ends(np.zeros(2, np.int32)), b"", []).tolist() == [-1, -1]
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "unigram", "characters"])
@@ -266,5 +268,5 @@ def test_a_reply_of_200_000_characters_aligns() -> None:
     pieces = [stream[start : start + 3] for start in range(0, len(stream), 3)]
     ends = align(pieces, text, text)
     canonical = canonical_text(text, text)
-    sentence = sentence_of_tokens(ends, canonical.encode(), sentence_byte_ends(canonical))
+    sentence = sentence_of_spans(spans_of_ends(ends), canonical.encode(), sentence_byte_ends(canonical))
     assert sentence.max() == 23_999

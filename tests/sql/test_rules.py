@@ -54,8 +54,8 @@ def case_variants(name: str) -> Iterator[tuple[dict[str, Any], dict[str, Any], l
         yield case["given"], case["with_params"]["params"], case["with_params"]["expect"]
 
 
-def test_every_rule_has_a_case_file_and_no_case_file_lacks_a_rule() -> None:
-    assert sorted(path.stem for path in CASES.glob("*.yaml")) == sorted(RULES)
+def test_every_rule_and_selector_has_a_case_file_and_every_case_file_one_of_them() -> None:
+    assert sorted(path.stem for path in CASES.glob("*.yaml")) == sorted([*RULES, *catalogue("selectors")])
 
 
 def test_every_staged_table_has_its_file() -> None:
@@ -121,33 +121,3 @@ def test_one_parameter_name_means_one_thing_in_all_files() -> None:
 
 def test_margins_of_the_scores_are_those_that_the_selectors_accept() -> None:
     assert [round(margin * 20) for margin in MARGINS] == list(range(1, 11))
-
-
-def test_funnel_report_counts_breaks_alone_and_tokens_by_domain_and_temperature(database: Path) -> None:
-    reply = {"role": "teacher", "temperature": 0.6, "completion_tokens": 10}
-    fill(
-        database,
-        {
-            "stg_prompts": [{"prompt_id": "p", "domain": "math"}, {"prompt_id": "q", "domain": None}],
-            "stg_responses": [
-                {"response_id": "a", "prompt_id": "p", **reply},
-                {"response_id": "b", "prompt_id": "q", **reply, "completion_tokens": None},
-                {"response_id": "c", "prompt_id": "q", **reply, "temperature": 1.0, "completion_tokens": 7},
-            ],
-            "stg_rejections": [
-                {"response_id": "a", "rule_name": "first"},
-                {"response_id": "b", "rule_name": "first"},
-                {"response_id": "c", "rule_name": "first"},
-                {"response_id": "c", "rule_name": "second"},
-            ],
-        },
-    )
-    rows = run_plain(database, catalogue("reports")["funnel"].read_text(encoding="utf-8"), {})
-    assert [tuple(row.values()) for row in rows] == [
-        ("first", None, None, 3, 2, 17),
-        ("first", "math", 0.6, 1, 1, 10),
-        ("first", "unknown", 0.6, 1, 1, 0),
-        ("first", "unknown", 1.0, 1, 0, 7),
-        ("second", None, None, 1, 0, 7),
-        ("second", "unknown", 1.0, 1, 0, 7),
-    ]

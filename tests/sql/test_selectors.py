@@ -1,96 +1,166 @@
-"""Selectors on literal rows with winners worked by hand, on a plain DuckDB connection."""
+"""Selectors: case files worked by hand, and a plain Python ranking of random rows, on a plain DuckDB connection."""
 
 import hashlib
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pytest
+import yaml
 
-from builder.rules import catalogue
+from builder.rules import catalogue, load_sql
+from builder.schema import MARGINS
 from builder.staging import build_staging
 from builder.store import Run
 
-# One prompt at 0.6 with five replies, one at 1.0 with one: counts at margins 0.05 and 0.10, mean delta, tokens.
-REPLIES = [
-    ("a", "p", 0.6, [9, 3], [0, 2], 0.10, 100),
-    ("b", "p", 0.6, [5, 4], [0, 1], 0.10, 120),
-    ("c", "p", 0.6, [6, 4], [0, 1], 0.20, 300),
-    ("d", "p", 0.6, [1, 4], [0, 0], 0.10, 90),
-    ("e", "p", 0.6, None, None, None, 110),
-    ("f", "p", 1.0, [1, 1], [0, 0], 0.01, None),
-]
+CASES = Path(__file__).parent / "cases"
+SELECTORS = catalogue("selectors")
+BY_MARGIN = ("teacher_sentence_count", "teacher_share", "length_matched", "fewest_teacher_sentences")
+Row = dict[str, Any]
+Tables = dict[str, list[Row]]
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = Run(tmp_path_factory.mktemp("run"))
     build_staging(run, {})
-    with duckdb.connect(str(run.database)) as connection:
-        for name, prompt, temperature, teacher, student, delta, tokens in REPLIES:
-            connection.execute("insert into survivors values (?, ?, ?)", [name, prompt, temperature])
-            connection.execute(
-                "insert into stg_responses (response_id, prompt_id, role, temperature, completion_tokens) "
-                "values (?, ?, 'teacher', ?, ?)",
-                [name, prompt, temperature, tokens],
-            )
-            if teacher is not None:
-                pad = [0] * 8
-                connection.execute(
-                    "insert into stg_scores (response_id, status, teacher_counts, student_counts, mean_delta) "
-                    "values (?, 'ok', ?, ?, ?)",
-                    [name, teacher + pad, student + pad, delta],
-                )
-        # a refused score must not count, whatever it holds
-        connection.execute("insert into stg_scores (response_id, status, mean_delta) values ('e', 'align_error', 0.99)")
     return run.database
 
 
-def order(database: Path, selector: str, **params: Any) -> str:
-    """Replies of the first group by rank, as one word; the second group has one reply, rank 1."""
-    with duckdb.connect(str(database), read_only=True) as connection:
+def ranks(empty: Path, tables: Tables, selector: str, params: dict[str, Any]) -> dict[str, int]:
+    """What the file says of these rows, in tables of the types that staging gives them."""
+    with duckdb.connect() as connection:
+        connection.execute(f"attach '{empty}' as run (read_only)")
+        for name in ("survivors", "stg_responses", "stg_scores", "stg_sentences"):
+            connection.execute(f"create table {name} as from run.{name}")
+            if tables.get(name):
+                connection.register("rows", pa.Table.from_pylist(tables[name]))
+                connection.execute(f"insert into {name} by name from rows")
         for name, value in params.items():
             connection.execute(f"set variable {name} = ?", [value])
-        text = catalogue("selectors")[selector].read_text(encoding="utf-8")
-        rows = dict(connection.execute(text).fetchall())
-    assert rows.pop("f") == 1
-    assert sorted(rows.values()) == [1, 2, 3, 4, 5]
-    return "".join(sorted(rows, key=rows.__getitem__))
+        return dict(connection.execute(SELECTORS[selector].read_text(encoding="utf-8")).fetchall())
 
 
-def test_teacher_sentence_count_breaks_ties_by_delta_then_student_sentences(database: Path) -> None:
-    # b, c, d tie at 4; c has the larger delta, then d fewer student sentences than b; e has no score
-    assert order(database, "teacher_sentence_count") == "cdbae"
+@pytest.mark.parametrize("name", SELECTORS)
+def test_selector_ranks_its_case_as_worked_by_hand(name: str, empty: Path) -> None:
+    case = yaml.safe_load((CASES / f"{name}.yaml").read_text(encoding="utf-8"))
+    for params, expect in (
+        ({}, case["expect"]),
+        *([tuple(case["with_params"].values())] if "with_params" in case else []),
+    ):
+        assert ranks(empty, case["given"], name, params) == {row["response_id"]: row["rank"] for row in expect}
 
 
-def test_teacher_sentence_count_reads_the_counts_of_its_margin(database: Path) -> None:
-    assert order(database, "teacher_sentence_count", teacher_margin=0.05) == "acbde"
+@pytest.mark.parametrize("name", SELECTORS)
+def test_case_file_has_a_null_a_clean_row_and_a_tie_and_tries_every_parameter(name: str) -> None:
+    case = yaml.safe_load((CASES / f"{name}.yaml").read_text(encoding="utf-8"))
+    rows = [row for rows in case["given"].values() for row in rows]
+    assert {"clean", "exact", "tied", "null"} <= {row["response_id"] for row in rows}
+    assert any(value is None for row in rows for value in row.values())
+    parameters = {parameter.name for parameter in load_sql("selectors", SELECTORS[name]).parameters}
+    assert set(case.get("with_params", {}).get("params", {})) == parameters
 
 
-@pytest.mark.parametrize("selector", ["teacher_sentence_count", "length_matched"])
-@pytest.mark.parametrize("margin", [0.12, 0, 0.55, -0.1])
-def test_a_margin_without_counts_is_an_error_that_names_the_margins(
-    database: Path, selector: str, margin: float
-) -> None:
-    with pytest.raises(duckdb.Error, match=r"margins are 0\.05, 0\.10"):
-        order(database, selector, teacher_margin=margin)
+def made_up(seed: int) -> Tables:
+    """Random replies of three prompts at two temperatures, few values, so that everything ties often."""
+    chance = random.Random(seed)
+    tables: Tables = defaultdict(list)
+    for index in range(48):
+        name = hashlib.md5(f"{seed} {index}".encode()).hexdigest()
+        group = {"prompt_id": chance.choice("pqr"), "temperature": chance.choice([0.6, 1.0])}
+        tokens = chance.choice([None, 80, 100, 100, 120, 300])
+        tables["survivors"].append({"response_id": name, **group})
+        tables["stg_responses"].append({"response_id": name, **group, "completion_tokens": tokens})
+        count = chance.randint(1, 6)
+        lists: Row = {side: [chance.choice([0.25, 0.5, 0.625, 1.0]) for _ in range(count)] for side in SIDES}
+        lists |= {side: [chance.choice([2, 3, 5]) for _ in range(count)] for side in TOKENS}
+        status = chance.choice(["ok"] * 7 + ["align_error"])
+        if status == "ok":
+            tables["stg_sentences"].append({"response_id": name, **lists})
+        deltas = counted(lists)
+        tables["stg_scores"].append(
+            {
+                "response_id": name, "status": status, "sentence_count": count, "short_sentences": count - len(deltas),
+                "teacher_counts": [sum(delta > margin for delta in deltas) for margin in MARGINS],
+                "student_counts": [sum(-delta > margin for delta in deltas) for margin in MARGINS],
+                "mean_delta": sum(deltas) / len(deltas) if deltas else None,
+            }
+        )  # fmt: skip
+    return tables
 
 
-def test_length_matched_puts_replies_of_unusual_length_last(database: Path) -> None:
-    # median 110, band 22: c (300) is outside although it ranks first by count
-    assert order(database, "length_matched") == "dbaec"
-    assert order(database, "length_matched", length_band=10.0) == "cdbae"
+SIDES = ("p_teacher", "p_student")
+TOKENS = ("teacher_tokens", "student_tokens")
 
 
-def test_longest_ranks_by_completion_tokens(database: Path) -> None:
-    assert order(database, "longest") == "cbead"
+def counted(lists: Row) -> list[float]:
+    """p_teacher − p_student of the sentences that are not short."""
+    rows = zip(*(lists[name] for name in (*SIDES, *TOKENS)), strict=True)
+    return [teacher - student for teacher, student, *tokens in rows if min(tokens) >= 3]
 
 
-def test_mean_delta_ranks_by_delta_then_id(database: Path) -> None:
-    assert order(database, "mean_delta") == "cabde"
+def plain_ranking(tables: Tables, selector: str, margin: float, seed: int) -> dict[str, int]:
+    """The same by definition: sort each prompt and temperature, None last."""
+    lists = {row["response_id"]: row for row in tables["stg_sentences"]}
+    scores = {row["response_id"]: row for row in tables["stg_scores"]}
+    tokens = {row["response_id"]: row["completion_tokens"] for row in tables["stg_responses"]}
+    groups: dict[tuple[str, float], list[str]] = defaultdict(list)
+    for row in tables["survivors"]:
+        groups[row["prompt_id"], row["temperature"]].append(row["response_id"])
+
+    def last(value: float | None, sign: int = 1) -> tuple[bool, float]:
+        return (value is None, sign * (value or 0))
+
+    result = {}
+    for names in groups.values():
+        known = [tokens[name] for name in names if tokens[name] is not None]
+        usual = statistics.median(known) if known else 0
+
+        def key(name: str, usual: float = usual) -> tuple[Any, ...]:
+            scored = name in lists
+            deltas = counted(lists[name]) if scored else []
+            more = sum(delta > margin for delta in deltas) if scored else None
+            less = sum(-delta > margin for delta in deltas) if scored else None
+            ties = (last(scores[name]["mean_delta"] if scored else None, -1), last(less), name)
+            outside = tokens[name] is None or abs(tokens[name] - usual) > 0.2 * usual
+            by_name: dict[str, Callable[[], tuple[Any, ...]]] = {
+                "teacher_sentence_count": lambda: (last(more, -1), *ties),
+                "fewest_teacher_sentences": lambda: (last(more), *ties),
+                "teacher_share": lambda: (last(more / len(deltas) if deltas and more is not None else None, -1), *ties),
+                "length_matched": lambda: (outside, last(more, -1), *ties),
+                "mean_delta": lambda: (ties[0], name),
+                "longest": lambda: (last(tokens[name], -1), name),
+                "random": lambda: (hashlib.md5(f"{name}:{seed}".encode()).hexdigest(), name),
+            }
+            return by_name[selector]()
+
+        result |= {name: place for place, name in enumerate(sorted(names, key=key), 1)}
+    return result
 
 
-def test_random_is_the_md5_order_of_id_and_seed(database: Path) -> None:
-    for seed in (0, 1, 7):
-        expected = sorted("abcde", key=lambda name: hashlib.md5(f"{name}:{seed}".encode()).hexdigest())
-        assert order(database, "random", seed=seed) == "".join(expected)
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_selector_ranks_as_its_definition_does_at_margins_stored_and_not(selector: str, empty: Path) -> None:
+    for seed, margin in enumerate([0.1, 0.5, 0.125, 0.0, 0.37]):
+        tables = made_up(seed)
+        found = ranks(empty, tables, selector, {"teacher_margin": margin, "seed": seed})
+        assert found == plain_ranking(tables, selector, margin, seed)
+
+
+@pytest.mark.parametrize("selector", BY_MARGIN)
+@pytest.mark.parametrize("margin", [-0.1, 1.0, 2])
+def test_a_margin_that_is_no_difference_of_probabilities_is_an_error(empty: Path, selector: str, margin: float) -> None:
+    with pytest.raises(duckdb.Error, match=r"teacher_margin is .* difference of probabilities"):
+        ranks(empty, made_up(0), selector, {"teacher_margin": margin})
+
+
+@pytest.mark.parametrize("selector", BY_MARGIN)
+def test_a_score_without_its_sentences_is_an_error_only_where_they_must_be_counted(empty: Path, selector: str) -> None:
+    tables = {name: rows for name, rows in made_up(0).items() if name != "stg_sentences"}
+    assert len(ranks(empty, tables, selector, {"teacher_margin": 0.15})) == 48
+    with pytest.raises(duckdb.Error, match=r"no row in stg_sentences.*rerun builder score"):
+        ranks(empty, tables, selector, {"teacher_margin": 0.16})

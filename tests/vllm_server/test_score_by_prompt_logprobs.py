@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from builder import scoring_server, windows
 from builder.config import Endpoint, Student
 from builder.endpoint_student import EndpointStudent
 from builder.local_student import LocalStudent
+from builder.prompt_logprobs import REQUESTS
 from builder.student import NoLogprobs, Rendered, StudentTokenizer
 from builder.text import split_reasoning
 from builder.toy.task import problems, reply
 from builder.toy.train import make_student
 from builder.vllm_server import running_vllm
+from builder.windows import Row, Windowed
 
 pytestmark = pytest.mark.vllm
 
@@ -72,13 +75,27 @@ def test_a_prefix_that_vllm_has_cached_is_scored_all_the_same(folder: Path, url:
     assert np.allclose(first, second, atol=1e-5)
 
 
+def test_an_echoed_prompt_gives_the_same(folder: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring_server, "REQUESTS", {"echo": REQUESTS["echo"]})
+    local, served = LocalStudent(here(folder)), EndpointStudent(there(folder, url))
+    assert served.server.way == "echo"
+    rows = rendered(local, 10)
+    for expected, values in zip(local.logprobs(rows), served.logprobs(rows), strict=True):
+        assert isinstance(values, np.ndarray)
+        assert np.abs(values - expected).max() < 1e-4
+
+
+def filled(folder: Path, size: int) -> Rendered:
+    """A row of so many tokens, less the one that a server adds."""
+    row = rendered(LocalStudent(here(folder)), 1)[0]
+    room = size - 1 - len(row.prompt_ids)
+    return Rendered(row.prompt_ids, (row.completion_ids * size)[:room], [])
+
+
 def test_a_row_that_fills_the_server_is_scored_and_longer_ones_get_a_reason(folder: Path, url: str) -> None:
     """vLLM adds a token whatever is asked; it has words of its own for a row that leaves no room for just that."""
     local, served = LocalStudent(here(folder)), EndpointStudent(there(folder, url))
-    (row,) = rendered(local, 1)
-    ids = row.completion_ids * TOKENS
-    room = TOKENS - 1 - len(row.prompt_ids)
-    full, more, much = (Rendered(row.prompt_ids, ids[:size], []) for size in (room, room + 1, room + 100))
+    full, more, much = (filled(folder, TOKENS + extra) for extra in (0, 1, 100))
     assert full.training_tokens == TOKENS
     values, no_room, refused = served.logprobs([full, more, much])
     assert isinstance(values, np.ndarray)
@@ -87,3 +104,20 @@ def test_a_row_that_fills_the_server_is_scored_and_longer_ones_get_a_reason(fold
     assert no_room.reason.startswith(f"the endpoint refuses {TOKENS} tokens and a new one: it answered 400")
     assert isinstance(refused, NoLogprobs)
     assert f"maximum context length is {TOKENS} tokens" in refused.reason
+
+
+def test_longer_rows_are_scored_in_windows_that_fill_the_server(
+    folder: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each window's logprobs are those that the student here gives for the same tokens by themselves."""
+    monkeypatch.setattr(windows, "SMALLEST", 128)
+    local, served = LocalStudent(here(folder)), EndpointStudent(there(folder, url))
+    row = filled(folder, 3 * TOKENS)
+    (found,) = served.logprobs([row])
+    assert isinstance(found, Windowed)
+    assert found.tokens == TOKENS
+    parts = list(windows.windows(Row(row.prompt_ids, row.completion_ids), TOKENS))
+    alone = local.logprobs([Rendered(part.prompt_ids, part.completion_ids, []) for part in parts])
+    expected = [values for values in alone if isinstance(values, np.ndarray)]
+    assert len(expected) == len(parts) > 3
+    assert np.abs(found.values - np.concatenate(expected)).max() < 1e-4
