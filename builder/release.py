@@ -22,7 +22,7 @@ from builder.errors import ReleaseError
 from builder.identity import canonical_json, rowset_hash, sha256_hex
 from builder.models import resolved_revision
 from builder.release_files import file_entry, put_config, put_text, sync_folders
-from builder.release_rows import candidate_rows, fit, stage_rows, unplaced
+from builder.release_rows import candidate_rows, fit, score_remarks, stage_rows, unplaced
 from builder.resources import resource
 from builder.schema import PAID_ROLES
 from builder.selection import SelectionResult, plan_selection
@@ -239,6 +239,7 @@ def _manifest(
         "mixed_policy": mixed_policy(run, recipe.mixed_policy) if is_mixed(run, recipe) else None,
         "files": [file_entry(work, path) for path in sorted(work.rglob("*")) if path.is_file()],
         "schedule": schedule,
+        "score_remarks": score_remarks(run, recipe),
         "calls": calls(run),
         "packages": packages(),
     }

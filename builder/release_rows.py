@@ -49,6 +49,12 @@ def _teacher_sentences(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pl.Laz
     )
 
 
+def score_remarks(run: Run, recipe: Recipe) -> dict[str, int]:
+    """What is unusual about scores that count, and of how many replies."""
+    said = _scores(run, recipe).filter((pl.col("status") == "ok") & pl.col("status_detail").is_not_null())
+    return dict(said.group_by("status_detail").len().sort("status_detail").collect().iter_rows())
+
+
 def _scores(run: Run, recipe: Recipe) -> pl.LazyFrame:
     """Scores by the recipe's student; no rows where it names none."""
     identity = student_id(recipe.student) if recipe.student else ""

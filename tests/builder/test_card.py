@@ -55,6 +55,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
              "epochs": None}
             for n, k, r, tokens in stages
         ],
+        "score_remarks": {},
         "calls": {
             "attempts": 9_999, "maybe_billed": 3, "replies": 9_511, "prompt_tokens": 66_612,
             "completion_tokens": 77_713, "cost_usd": 12.345,
@@ -204,3 +205,9 @@ def test_a_template_cannot_reach_into_the_program(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(card, "resource", lambda *_, path=path: path)
         with pytest.raises(error):
             render_card(manifest())
+
+
+def test_scores_with_a_remark_are_owned_up_to() -> None:
+    remark = "student: its weights are quantised (gptq)"
+    assert "have a remark" not in render_card(manifest())
+    assert f"Of the scores, 1,200 have a remark: {remark}." in render_card(manifest(score_remarks={remark: 1200}))

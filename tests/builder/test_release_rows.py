@@ -158,3 +158,15 @@ def test_teacher_sentences_are_counted_anew_at_a_margin_that_scores_do_not_hold(
     fine = recipe(selection={"params": {"teacher_margin": 0.125}})
     table = rows(release(run, fine, select(run, fine)).path, "low-temperature")
     assert table["teacher_sentences"].to_pylist() == [1, 1, 1]
+
+
+def test_the_manifest_counts_unusual_scores_of_its_own_student_only(made: Selected) -> None:
+    run, _ = made
+    scores = run.read("scores").to_dicts()
+    for row in scores[:2]:
+        row["status_detail"] = "student: in windows"
+    scores[2] |= {"status": "align_error", "status_detail": "no number, no remark"}
+    other = [row | {"student_id": "another", "status_detail": "someone else's"} for row in scores]
+    run.replace("scores", columns_table("scores", scores + other))
+    found = release(run, recipe(), select(run, recipe()))
+    assert found.manifest["score_remarks"] == {"student: in windows": 2}
