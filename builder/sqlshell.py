@@ -10,6 +10,8 @@ from builder.sqlrun import query as run_query
 from builder.store import Run
 
 _SHOWN_ROWS = 200
+_FEW = 5
+"""Rows that are worth a block of lines each."""
 
 
 def show_query(reporter: Reporter, run: Run, recipe: Recipe, text: str | None, file: Path | None) -> None:
@@ -26,8 +28,18 @@ def show_query(reporter: Reporter, run: Run, recipe: Recipe, text: str | None, f
     rows = run_query(run.database, sql, recipe.selection.params)
     values = [tuple(row.values()) for row in rows.slice(0, _SHOWN_ROWS).to_pylist()]
     note = f"{_SHOWN_ROWS} of {rows.num_rows:,} rows" if rows.num_rows > _SHOWN_ROWS else f"{rows.num_rows:,} rows"
-    reporter.table("", rows.column_names, values, caption=note)
+    if _is_wide(rows.column_names, reporter.out.width) and len(values) <= _FEW:
+        for row in values:
+            reporter.table("", ("", ""), list(zip(rows.column_names, row, strict=True)))
+        reporter.line(note)
+    else:
+        reporter.table("", rows.column_names, values, caption=note)
     reporter.result({"rows": rows.to_pylist()})
+
+
+def _is_wide(names: list[str], width: int) -> bool:
+    """Whether a line does not even hold the names of the columns; then rows are shown one name a line."""
+    return sum(len(name) + 2 for name in names) - 2 > width
 
 
 def show_rules(reporter: Reporter) -> None:
