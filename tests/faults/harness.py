@@ -44,13 +44,16 @@ class Line:
     started: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
 
-    def add(self, account: "Account", rounds: int) -> None:
+    def more(self, rounds: int = 1) -> None:
         self.rounds += rounds
+        self.seconds = time.monotonic() - self.started
+
+    def add(self, account: "Account", rounds: int) -> None:
+        self.more(rounds)
         self.acknowledged += len(account.acknowledged)
         self.lost += len(account.lost)
         self.paid_twice += account.paid_twice
         self.maybe_billed += account.maybe_billed
-        self.seconds = time.monotonic() - self.started
 
 
 LINES: list[Line] = []

@@ -86,7 +86,7 @@ def test_a_step_that_fails_says_so_and_the_next_run_makes_it_good(
 ) -> None:
     table = line(f"{step}: one operation fails (short)")
     assert one(bench, spawners[0], step, "full", 3)
-    table.rounds = 1
+    table.more()
 
 
 @pytest.mark.faults
@@ -108,7 +108,7 @@ def test_a_failure_at_every_operation_of_a_step_harms_nothing(
                         through.append(at)
                 except AssertionError as error:
                     wrong.append(str(error))
-                table.rounds += 1
+                table.more()
 
         return act
 
