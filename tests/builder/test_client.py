@@ -302,3 +302,9 @@ def test_a_reply_that_stalls_in_the_middle_ends_in_a_retry(monkeypatch: pytest.M
 def test_the_default_reply_depends_on_messages_and_seed_alone() -> None:
     assert reply_to(PAYLOAD) == reply_to(PAYLOAD | {"temperature": 1.0})
     assert reply_to(PAYLOAD) != reply_to(PAYLOAD | {"seed": 1})
+
+
+def test_a_silent_connection_ends_but_not_before_a_long_reply_is_made() -> None:
+    """65,536 tokens at 10 a second; nobody waits for a dead server for a day."""
+    assert 65_536 / 10 <= clients._TIMEOUT.read <= 4 * 3600
+    assert clients._TIMEOUT.connect < 60

@@ -65,7 +65,7 @@ def test_a_dozen_failures_of_one_run_lose_nothing_and_pay_for_nothing_that_is_st
     """One after the other, each in the run that goes on after the one before."""
     dice, table, site = random.Random(4), line("one operation fails (short)"), Site(server, tmp_path, questions=10)
     kinds = [each for each in KINDS if each[1] != "late"] * 2
-    hits = [strike(site, spawners[0], *each, dice.randrange(1, 70 if each[0] == "disk" else 8)) for each in kinds[:12]]
+    hits = [strike(site, spawners[0], *each, dice.randrange(1, 40 if each[0] == "disk" else 8)) for each in kinds[:12]]
     recover(site, spawners[0], calm(10))
     table.add(site.account, len(hits))
     assert sum(hits) >= 10
