@@ -132,8 +132,8 @@ def write_manifest(root: Path, version: str, schedule: list[dict[str, Any]]) -> 
         "format": 1, "version": version, "build_id": hashlib.sha256(version.encode()).hexdigest(),
         "created": "2026-11-22T00:00:00Z", "parent": None, "recipe_name": "toy", "recipe_hash": ZERO, "seed": 0,
         "license": "mit", "repo": None, "sql": {}, "prompts": [], "teacher": model, "student": None, "sampling": {},
-        "selection": selection, "funnel": [], "rollout": None, "files": files, "schedule": schedule, "score_remarks": {}, "calls": {},
-        "mixed_policy": None, "packages": {},
+        "selection": selection, "funnel": [], "rollout": None, "files": files, "schedule": schedule, "calls": {},
+        "mixed_policy": None, "score_remarks": {}, "packages": {},
     }  # fmt: skip
     jsonschema.validate(manifest, json.loads(SCHEMA.read_text(encoding="utf-8")))
     (root / ".builder").mkdir(exist_ok=True)
