@@ -1,23 +1,26 @@
 """The command line: one verb a step. Parses, calls, prints; everything else lives in the step's module."""
 
-import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from builder.errors import BuilderError, UsageError
-
-if TYPE_CHECKING:
-    from builder.config import Recipe
-    from builder.console import Reporter
-    from builder.pipeline import Steps
-    from builder.store import Run
+from builder.errors import UsageError
+from builder.options import (
+    BUDGET,
+    AllowCodeOption,
+    Context,
+    DebugOption,
+    JsonOption,
+    QuietOption,
+    RunOption,
+    messages,
+    opened,
+    recipe_command,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,108 +30,6 @@ app = typer.Typer(
     epilog="A RECIPE is a YAML file or the name of a packaged recipe; key=value after it overrides any key of it.",
 )
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Path or packaged name of a recipe.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as generation.samples=8.")
-]
-RunOption = Annotated[Path | None, typer.Option("--run", help="Run directory; default runs/<recipe name>.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables.")]
-LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N prompts.")]
-ShardOption = Annotated[str, typer.Option("--shard", metavar="I/N", help="Work on shard I of N (I from 0).")]
-MaxCostOption = Annotated[
-    float | None, typer.Option("--max-cost", min=0, help="Hard stop: USD that this run's replies may cost in all.")
-]
-MaxTokensOption = Annotated[
-    int | None, typer.Option("--max-tokens-total", min=0, help="Hard stop: tokens that they may take in all.")
-]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-
-@dataclass(frozen=True)
-class _Context:
-    """What every command on a recipe needs."""
-
-    steps: "Steps"
-
-    @property
-    def run(self) -> "Run":
-        return self.steps.run
-
-    @property
-    def recipe(self) -> "Recipe":
-        return self.steps.recipe
-
-    @property
-    def reporter(self) -> "Reporter":
-        return self.steps.reporter
-
-
-@contextmanager
-def _command(
-    recipe: str,
-    overrides: list[str] | None,
-    *,
-    run: Path | None,
-    as_json: bool,
-    quiet: bool,
-    debug: bool,
-    limit: int | None = None,
-    shard: str = "0/1",
-    writes: bool = True,
-    max_cost: float | None = None,
-    max_tokens: int | None = None,
-) -> Iterator[_Context]:
-    """Load the recipe, open the run, print the result; errors end in one message and an exit code."""
-    with _messages(debug):
-        from builder.console import Reporter
-        from builder.pipeline import Limits, Steps
-        from builder.recipe import find_recipe, load_recipe
-        from builder.store import Run
-
-        path = find_recipe(recipe)
-        loaded = load_recipe(path, overrides)
-        opened = Run(run or Path("runs") / loaded.name)
-        if writes:
-            opened.remember(path.read_text(encoding="utf-8"), loaded.resolved())
-        reporter = Reporter(as_json=as_json, quiet=quiet)
-        limits = Limits(max_cost, max_tokens)
-        yield _Context(Steps(opened, loaded, path.parent, reporter, _shard(shard), limit, limits))
-        reporter.finish()
-
-
-@contextmanager
-def _messages(debug: bool) -> Iterator[None]:
-    """Errors as one message on stderr; their exit code; a traceback only with --debug."""
-    try:
-        yield
-    except BuilderError as error:
-        if debug:
-            raise
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. What was stored is kept; rerun the same command to go on.", err=True)
-        raise typer.Exit(130) from None
-    except (typer.Exit, typer.Abort):
-        raise
-    except Exception as error:
-        if debug:
-            raise
-        typer.echo(
-            f"Unexpected {type(error).__name__}: {error}. Stored replies are safe. This is a defect of tempered: "
-            "run again with --debug and report what it prints.",
-            err=True,
-        )
-        raise typer.Exit(1) from None
-
-
-def _shard(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if match is None or not int(match[1]) < int(match[2]) <= 1000:
-        raise UsageError(f"--shard {text!r} is not I/N with 0 ≤ I < N ≤ 1000, such as 0/4.")
-    return int(match[1]), int(match[2])
-
 
 @app.command()
 def demo(
@@ -137,7 +38,7 @@ def demo(
     debug: DebugOption = False,
 ) -> None:
     """The whole path on this machine: a toy teacher, a student, a release, two training stages, a table."""
-    with _messages(debug):
+    with messages(debug):
         from builder.demo import run_demo
 
         run_demo(folder, quiet=quiet)
@@ -150,7 +51,7 @@ def init(
     debug: DebugOption = False,
 ) -> None:
     """Copy a recipe with the SQL that it runs, to edit."""
-    with _messages(debug):
+    with messages(debug):
         from builder.init import copy_recipe
 
         for path in copy_recipe(folder, recipe):
@@ -166,7 +67,7 @@ def probe(
     debug: DebugOption = False,
 ) -> None:
     """What an endpoint really gives, and which steps that allows. Costs about a dozen short replies."""
-    with _messages(debug):
+    with messages(debug):
         from builder.console import Reporter
         from builder.probe import probe as look
         from builder.show import show_probe
@@ -176,259 +77,276 @@ def probe(
         reporter.finish()
 
 
-@app.command()
+@recipe_command(app, options=("limit",), writes=False)
 def plan(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    run: RunOption = None,
+    context: Context,
     pilot: Annotated[int | None, typer.Option("--pilot", min=1, help="First ask K prompts, for estimates.")] = None,
     tokens_per_reply: Annotated[float | None, typer.Option(min=1, help="Assume this many, measure none.")] = None,
     tokens_per_second: Annotated[float | None, typer.Option(min=1, help="Rate of all endpoints, for hours.")] = None,
-    limit: LimitOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Requests, tokens, money, disk, and what is paid for already. Sends nothing unless --pilot."""
-    with _command(
-        recipe, overrides, run=run, as_json=as_json, quiet=quiet, debug=debug, limit=pilot, writes=pilot is not None
-    ) as context:
-        from builder.plan import make_plan
-        from builder.show import show_plan
+    from builder.plan import make_plan
+    from builder.show import show_plan
 
-        if pilot is not None:
-            context.steps.generate()
-        made = make_plan(
-            context.run,
-            context.recipe,
-            limit=limit,
-            tokens_per_reply=tokens_per_reply,
-            tokens_per_second=tokens_per_second,
-        )
-        show_plan(context.reporter, context.recipe, made)
+    if pilot is not None:
+        context.remember()
+        replace(context.steps, limit=pilot).generate()
+    made = make_plan(
+        context.run,
+        context.recipe,
+        limit=context.steps.limit,
+        tokens_per_reply=tokens_per_reply,
+        tokens_per_second=tokens_per_second,
+    )
+    show_plan(context.reporter, context.recipe, made)
 
 
-@app.command()
+@recipe_command(app, options=("limit", "shard", *BUDGET))
 def generate(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    run: RunOption = None,
-    limit: LimitOption = None,
-    shard: ShardOption = "0/1",
+    context: Context,
     forget_missing: Annotated[
         bool, typer.Option("--forget-missing", help="Pay again for replies whose sealed part is lost.")
     ] = False,
-    max_cost: MaxCostOption = None,
-    max_tokens_total: MaxTokensOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """prompts → responses: ask the teacher what is missing, keep every reply."""
-    with _command(
-        recipe,
-        overrides,
-        run=run,
-        as_json=as_json,
-        quiet=quiet,
-        debug=debug,
-        limit=limit,
-        shard=shard,
-        max_cost=max_cost,
-        max_tokens=max_tokens_total,
-    ) as context:
-        context.steps.generate(forget_missing=forget_missing)
+    context.steps.generate(forget_missing=forget_missing)
 
 
-def _step(name: str, described: str) -> None:
-    """Add the command of a step that takes a recipe and no option of its own."""
-
-    def command(
-        recipe: RecipeArgument,
-        overrides: Overrides = None,
-        run: RunOption = None,
-        as_json: JsonOption = False,
-        quiet: QuietOption = False,
-        debug: DebugOption = False,
-    ) -> None:
-        with _command(recipe, overrides, run=run, as_json=as_json, quiet=quiet, debug=debug) as context:
-            getattr(context.steps, name)()
-
-    app.command(name, help=described)(command)
-
-
-@app.command()
-def mix(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    student: Annotated[Path | None, typer.Option("--student", help="Folder of the checkpoint that rolls out.")] = None,
-    endpoint: Annotated[str | None, typer.Option("--endpoint", help="Server that holds it; default: one here.")] = None,
+@app.command("import")
+def import_replies(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Path or packaged name of a recipe.")],
+    given: Annotated[
+        list[str] | None, typer.Argument(metavar="FILES… [KEY=VALUE…]", help="JSONL or Parquet files; or one DATASET.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--format", help="dasd, openthoughts, openr1, messages, vllm; release for a DATASET.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", min=0, max=100, help="Of the replies whose rows do not say.")
+    ] = None,
+    finish_reason: Annotated[
+        str | None, typer.Option("--finish-reason", help="The same; stop where none was cut.")
+    ] = None,
+    license: Annotated[str | None, typer.Option("--license", help="Of the prompts whose rows do not say.")] = None,
+    requests: Annotated[
+        Path | None, typer.Option("--requests", help="With --format vllm: the file that was sent to the batch.")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out and name rows that do not fit.")] = False,
     run: RunOption = None,
-    max_cost: MaxCostOption = None,
-    max_tokens_total: MaxTokensOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
+    """Replies that exist already → responses: to score, select and release without a request for them."""
+    from builder.import_command import import_given, split_arguments
+    from builder.import_result import Declared
+
+    files, overrides = split_arguments(given or [])
+    with opened(recipe, overrides, run=run, as_json=as_json, quiet=quiet, debug=debug, writes=True) as context:
+        declared = Declared(temperature, finish_reason, license, requests)
+        import_given(context.run, context.recipe, context.reporter, files, name, declared, skip_bad=skip_bad)
+
+
+@recipe_command(app, options=(*BUDGET, "allow_code"))
+def mix(
+    context: Context,
+    student: Annotated[Path | None, typer.Option("--student", help="Folder of the checkpoint that rolls out.")] = None,
+    endpoint: Annotated[str | None, typer.Option("--endpoint", help="Server that holds it; default: one here.")] = None,
+) -> None:
     """Mixed-policy rows: the checkpoint begins, the teacher finishes; then score, verify, select. Next: release."""
-    with _command(
-        recipe,
-        overrides,
-        run=run,
-        as_json=as_json,
-        quiet=quiet,
-        debug=debug,
-        max_cost=max_cost,
-        max_tokens=max_tokens_total,
-    ) as context:
-        if student is None:
-            raise UsageError("builder mix needs --student: the folder of the checkpoint that rolls out.")
-        context.steps.mix(student, endpoint)
+    if student is None:
+        raise UsageError("builder mix needs --student: the folder of the checkpoint that rolls out.")
+    context.steps.mix(student, endpoint)
 
 
-@app.command()
+@recipe_command(app)
 def score(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
+    context: Context,
     retry: Annotated[
         bool, typer.Option("--retry", help="Ask again about replies that a server gave no logprobs for.")
     ] = False,
-    run: RunOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """responses → scores: what the student does not know yet, sentence by sentence."""
-    with _command(recipe, overrides, run=run, as_json=as_json, quiet=quiet, debug=debug) as context:
-        context.steps.score(retry=retry)
+    context.steps.score(retry=retry)
 
 
-_step("verify", "responses → verdicts: correct, wrong, unscorable, timeout, error.")
-_step("select", "scores → selection: your rules, your selector, your stages; prints the funnel. Sends nothing.")
-_step("release", "selection → releases/vN: Parquet, card, manifest. Unchanged rows release nothing.")
-
-
-@app.command("run")
-def run_all(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    run: RunOption = None,
-    limit: LimitOption = None,
-    max_cost: MaxCostOption = None,
-    max_tokens_total: MaxTokensOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Every step from prompts to release, each doing only what is missing."""
-    with _command(
-        recipe,
-        overrides,
-        run=run,
-        as_json=as_json,
-        quiet=quiet,
-        debug=debug,
-        limit=limit,
-        max_cost=max_cost,
-        max_tokens=max_tokens_total,
-    ) as context:
-        context.steps.everything()
+@recipe_command(app)
+def verify(context: Context) -> None:
+    """responses → verdicts: correct, wrong, unscorable, timeout, error."""
+    context.steps.verify()
 
 
 @app.command()
-def status(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
+def select(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="With --from: default theirs.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as generation.samples=8.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--from", metavar="DATASET", help="Select from the candidates of a release.")
+    ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option("--by", help="Funnel also by domain, by temperature, or both: give it twice.")
+    ] = None,
     run: RunOption = None,
+    allow_code: AllowCodeOption = False,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Progress, cost and errors of a run, also while it goes on elsewhere."""
-    with _command(recipe, overrides, run=run, as_json=as_json, quiet=False, debug=debug, writes=False) as context:
-        from builder.status import show_status
+    """scores → selection: your rules, your selector, your stages; prints the funnel. Sends nothing."""
+    from builder.funnel import check_grouping, funnel_by, show_funnel_by
+    from builder.import_command import import_dataset, recipe_of
 
-        show_status(context.reporter, context.run)
+    with messages(debug):
+        check_grouping(by or [])
+        path, changes, root = recipe_of(recipe, overrides, run, dataset)
+    with opened(
+        path, changes, run=root, as_json=as_json, quiet=quiet, debug=debug, writes=True, allow_code=allow_code
+    ) as context:
+        if dataset is not None:
+            import_dataset(context.run, context.recipe, context.reporter, dataset)
+        context.steps.select()
+        if by:
+            show_funnel_by(context.reporter, by, funnel_by(context.run, by))
+
+
+@recipe_command(app, options=("allow_code",))
+def release(context: Context) -> None:
+    """selection → releases/vN: Parquet, card, manifest. Unchanged rows release nothing."""
+    context.steps.release()
+
+
+@recipe_command(app, "run", options=("limit", *BUDGET, "allow_code"))
+def run_all(context: Context) -> None:
+    """Every step from prompts to release, each doing only what is missing."""
+    context.steps.everything()
+
+
+@recipe_command(app, writes=False, quiet=False)
+def status(context: Context) -> None:
+    """Progress, cost and errors of a run, also while it goes on elsewhere."""
+    from builder.status import show_status
+
+    show_status(context.reporter, context.run)
 
 
 @app.command()
 def sql(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE_OR_DATASET", help="A recipe, a release, or org/name@vN.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as generation.samples=8.")
+    ] = None,
     query: Annotated[str | None, typer.Option("-c", "--command", help="One SELECT.")] = None,
     file: Annotated[Path | None, typer.Option("-f", "--file", help="File with one SELECT.")] = None,
     rules: Annotated[bool, typer.Option("--rules", help="List rules and selectors with their parameters.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print every row as CSV (RFC 4180), lists as JSON.")] = False,
     run: RunOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Query the tables of a run; without a query, print the duckdb line that opens it."""
-    with _command(recipe, overrides, run=run, as_json=as_json, quiet=False, debug=debug, writes=False) as context:
-        from builder.sqlshell import show_query, show_rules
+    """Query the tables of a run or of a published dataset; without a query, print the duckdb line that opens it."""
+    from builder.console import Reporter
+    from builder.import_command import queried
+    from builder.published import is_dataset
+    from builder.sqlshell import show_query, show_rules
 
+    if rules and (as_csv or query is not None or file is not None):
+        raise UsageError("--rules lists rules and selectors; it goes without a query and without --csv.")
+    if is_dataset(recipe) and not rules:
+        with messages(debug):
+            reporter = Reporter(as_json=as_json)
+            show_query(reporter, *queried(recipe), query, file, as_csv=as_csv)
+            reporter.finish()
+        return
+    with opened(recipe, overrides, run=run, as_json=as_json, debug=debug, writes=False) as context:
         if rules:
-            show_rules(context.reporter)
+            show_rules(context.reporter, context.recipe, context.steps.recipe_dir)
         else:
-            show_query(context.reporter, context.run, context.recipe, query, file)
+            params = context.recipe.selection.params
+            show_query(context.reporter, context.run.database, params, query, file, as_csv=as_csv)
 
 
-@app.command("eval")
+@recipe_command(app, options=("allow_code",), writes=False, quiet=False)
+def explain(
+    context: Context,
+    response_id: Annotated[str, typer.Argument(metavar="RESPONSE_ID", help="Id of a reply, or how it begins.")],
+    text: Annotated[bool, typer.Option("--text", help="Print the question and the whole reply, too.")] = False,
+) -> None:
+    """Why a reply is kept or dropped: rule by rule, rank by rank. Sends nothing, stores no selection."""
+    from builder.explain import explain as look
+    from builder.show_explained import show_explanation
+
+    folder = context.steps.recipe_dir
+    found = look(context.run, context.recipe, response_id, recipe_dir=folder, allow_code=context.steps.allow_code)
+    show_explanation(context.reporter, found, with_text=text)
+
+
+@recipe_command(app, options=("allow_code",), writes=False, quiet=False)
+def compare(
+    context: Context,
+    against: Annotated[str | None, typer.Option("--against", help="Another recipe: path or packaged name.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--with", metavar="KEY=VALUE", help="What the other does otherwise; repeatable.")
+    ] = None,
+    sample: Annotated[int, typer.Option("--sample", min=0, help="Replies to show of those only in one.")] = 3,
+) -> None:
+    """Two selections side by side, storing neither: RECIPE against itself --with …, or --against another recipe; with
+    neither, the latest builder select against RECIPE as it is now."""
+    from builder.compare import compare_recipes, other_recipe
+    from builder.show_compared import show_compared
+
+    other = other_recipe(context.path, context.overrides, against, changes or [])
+    folder = context.steps.recipe_dir
+    found = compare_recipes(context.run, context.recipe, folder, other, sample, allow_code=context.steps.allow_code)
+    show_compared(context.reporter, found)
+
+
+@recipe_command(app, "eval", options=("limit",))
 def evaluate(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
+    context: Context,
     model: Annotated[str, typer.Option("--model", help="Folder of a model, or its name at --endpoint.")] = "",
     questions: Annotated[str | None, typer.Option("--questions", help="Benchmark file; default: prompts.")] = None,
     label: Annotated[str | None, typer.Option("--label", help="Name in eval/; default: the folder's.")] = None,
     endpoint: Annotated[str | None, typer.Option("--endpoint", help="Server that holds the model.")] = None,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0)] = 1.0,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Replies a question.")] = 1,
-    run: RunOption = None,
-    limit: LimitOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """pass@1 of a model on questions with golds, with its 95% interval."""
-    with _command(recipe, overrides, run=run, as_json=as_json, quiet=quiet, debug=debug) as context:
-        from builder.config import PromptSource
-        from builder.evaluate import evaluate as measure
-        from builder.show import note, show_evaluation
+    from builder.config import PromptSource
+    from builder.evaluate import evaluate as measure
+    from builder.show import note, show_evaluation
 
-        if not model:
-            raise UsageError("builder eval needs --model: a folder with a model, or a name that --endpoint serves.")
-        began = time.monotonic()
-        with context.reporter.progress("eval") as meter:
-            found = measure(
-                context.run,
-                context.recipe,
-                model,
-                label=label,
-                questions=PromptSource(source=questions) if questions else None,
-                temperature=temperature,
-                samples=samples,
-                endpoint=endpoint,
-                limit=limit,
-                progress=lambda tally: meter.update(tally.done, None, note(tally, time.monotonic() - began)),
-            )
-        show_evaluation(context.reporter, found)
+    if not model:
+        raise UsageError("builder eval needs --model: a folder with a model, or a name that --endpoint serves.")
+    began = time.monotonic()
+    with context.reporter.progress("eval") as meter:
+        found = measure(
+            context.run,
+            context.recipe,
+            model,
+            label=label,
+            questions=PromptSource(source=questions) if questions else None,
+            temperature=temperature,
+            samples=samples,
+            endpoint=endpoint,
+            limit=context.steps.limit,
+            progress=lambda tally: meter.update(tally.done, None, note(tally, time.monotonic() - began)),
+        )
+    show_evaluation(context.reporter, found)
 
 
-@app.command()
+@recipe_command(app, writes=False)
 def report(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
+    context: Context,
     out: Annotated[Path | None, typer.Option("--out", help="File to write; default report.html in the run.")] = None,
-    run: RunOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """One self-contained HTML page of a run: accuracy, funnel, releases, distributions, sampled replies."""
-    with _command(recipe, overrides, run=run, as_json=as_json, quiet=quiet, debug=debug, writes=False) as context:
-        from builder.report import write_report
+    from builder.report import write_report
 
-        path = write_report(context.run, context.recipe, out)
-        context.reporter.line(f"report: {path}")
-        context.reporter.result({"report": str(path)})
+    path = write_report(context.run, context.recipe, out)
+    context.reporter.line(f"report: {path}")
+    context.reporter.result({"report": str(path)})
 
 
 @app.command()
@@ -455,55 +373,26 @@ def serve(
     debug: DebugOption = False,
 ) -> None:
     """Serve a model behind an OpenAI-compatible API, with logprobs and token ids."""
-    with _messages(debug):
-        for_local: dict[str, Any] = {"--max-batch": max_batch, "--threads": threads}
-        for_vllm: dict[str, Any] = {"--revision": revision, "--tensor-parallel": tensor_parallel}
-        for_vllm |= {"--reasoning-parser": reasoning_parser, "--print": print_only or None}
-        for_vllm["flags after --"] = passed_on or None
-        _refuse(engine, {"local": for_vllm, "vllm": for_local})
-        if engine == "local":
-            from builder.local_server import serve as serve_model
+    with messages(debug):
+        from builder.serve_command import Serving, serve_with
 
-            serve_model(
-                Path(model),
+        serve_with(
+            engine,
+            Serving(
+                model=model,
                 host=host,
                 port=port,
                 model_name=model_name,
-                max_batch=max_batch or 64,
-                threads=threads,
                 max_model_len=max_model_len,
-                ready=lambda url: typer.echo(f"serving {model_name or Path(model).resolve().name} at {url}"),
-            )
-            return
-        from builder.vllm_command import vllm_command
-        from builder.vllm_server import free_port, printable, serve_vllm
-
-        command = vllm_command(
-            model,
-            host=host,
-            port=port or free_port(host),
-            model_name=model_name,
-            revision=revision,
-            reasoning_parser=reasoning_parser or "auto",
-            tensor_parallel=tensor_parallel,
-            max_model_len=max_model_len,
-            extra=passed_on or (),
+                max_batch=max_batch,
+                threads=threads,
+                revision=revision,
+                reasoning_parser=reasoning_parser,
+                tensor_parallel=tensor_parallel,
+                print_only=print_only,
+                passed_on=tuple(passed_on or ()),
+            ),
         )
-        if print_only:
-            typer.echo(printable(command))
-            return
-        code = serve_vllm(command, ready=lambda url: typer.echo(f"serving {command.name} at {url}"))
-        if code:
-            raise typer.Exit(code)
-
-
-def _refuse(engine: str, foreign: dict[str, dict[str, Any]]) -> None:
-    """An option that the engine would ignore is a mistake of whoever gave it."""
-    if engine not in foreign:
-        raise UsageError(f"--engine {engine!r} is not known; choose local (toy models, transformers) or vllm.")
-    if given := [name for name, value in foreign[engine].items() if value is not None]:
-        other = "vllm" if engine == "local" else "local"
-        raise UsageError(f"{', '.join(given)} means nothing to --engine {engine}; it is for --engine {other}.")
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -208,6 +208,34 @@ class Stage(Section):
     epochs: float | None = Field(default=None, gt=0)
 
 
+class Benchmark(PromptSource):
+    """Questions that no prompt may repeat: a local file, or a Hub dataset at a full commit id.
+
+    `prompt` or `messages` names the column that is compared; `gold`, where given, another one, such as a solution.
+    """
+
+    split: str = "test"
+
+    @model_validator(mode="after")
+    def _only_what_is_compared(self) -> "Benchmark":
+        read = {"source", "revision", "config", "split", "prompt", "messages", "gold"}
+        if unread := sorted(name for name in self.model_fields_set - read if getattr(self, name) is not None):
+            raise ValueError(f"{', '.join(unread)} means nothing for a benchmark; leave it out")
+        if isinstance(self.gold, Gold):
+            raise ValueError(  # noqa: TRY004 - pydantic passes on ValueErrors only
+                "`gold` of a benchmark is a column whose whole text is compared: name the column alone"
+            )
+        if self.is_hub and self.revision is None:
+            raise ValueError(f"{self.source!r} has no `revision`: without a full commit id it can move unnoticed")
+        return self
+
+
+class Decontamination(Section):
+    """Benchmarks by name, which rule benchmark_contaminated compares the prompts with."""
+
+    benchmarks: dict[str, Benchmark] = Field(min_length=1)
+
+
 class MixedPolicy(Section):
     """Mixed-policy rows (arXiv:2601.09088 p.11, 13): the student begins, the teacher finishes.
 
@@ -257,6 +285,7 @@ class Recipe(Section):
     generation: Generation = Generation()
     student: Student | None = None
     selection: Selection = Selection()
+    decontamination: Decontamination | None = None
     stages: dict[str, Stage] = {}
     mixed_policy: MixedPolicy | None = None
     release: ReleaseSection = ReleaseSection()
@@ -297,6 +326,16 @@ class Recipe(Section):
             )
         return self.student
 
+    def require_benchmarks(self) -> dict[str, Benchmark]:
+        """Benchmarks by name; UsageError where the recipe has none."""
+        if self.decontamination is None:
+            raise UsageError(
+                f"Recipe {self.name!r} has no decontamination.benchmarks, but a rule reads stg_contaminations, such as "
+                "benchmark_contaminated does. Without benchmarks it would pass every prompt. Name them, for example "
+                "decontamination: {benchmarks: {aime24: {source: aime24.jsonl, prompt: problem}}}, or drop the rule."
+            )
+        return self.decontamination.benchmarks
+
     def require_mixed_policy(self) -> MixedPolicy:
         """The mixed_policy section; UsageError where the recipe has none."""
         if self.mixed_policy is None:
@@ -326,7 +365,8 @@ class Recipe(Section):
         if resolved["student"]:
             resolved["student"].pop("endpoint")
             resolved["student"].pop("backend")
-        for source in resolved["prompts"]:
+        benchmarks = resolved["decontamination"]["benchmarks"].values() if resolved["decontamination"] else []
+        for source in [*resolved["prompts"], *benchmarks]:
             source["source"] = _unplaced(source["source"])
         for section, name in (("teacher", "tokenizer"), ("student", "model")):
             if resolved[section] and resolved[section][name]:

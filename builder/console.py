@@ -21,8 +21,8 @@ class Reporter:
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
-        self.out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-        self.err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        self.out = Console(highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty())
+        self.err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=not sys.stderr.isatty())
         self._result: dict[str, Any] = {}
 
     def line(self, text: str) -> None:

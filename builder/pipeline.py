@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from builder.budget import Budget, open_budget
+from builder.code_rules import refuse_code
 from builder.config import Recipe
 from builder.console import Reporter
 from builder.continuation import continuing
@@ -19,7 +20,7 @@ from builder.requests import Request
 from builder.rescore import tokens_to_rescore
 from builder.schema import PAID_ROLES
 from builder.score import ScoreResult, score
-from builder.selection import SelectionResult, select
+from builder.selection import SelectionResult, plan_selection, select
 from builder.show import note, show_generated, show_mixed, show_released, show_scored, show_selected, show_verified
 from builder.store import Run
 from builder.verify import VerifyResult, verify
@@ -36,7 +37,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of one run on one recipe. Each is safe to rerun and does only what its inputs have not seen."""
+    """The steps of one run on one recipe. Each is safe to rerun and does only what its inputs have not seen.
+
+    `allow_code`: whether rules and selectors that are Python may run.
+    """
 
     run: Run
     recipe: Recipe
@@ -45,9 +49,13 @@ class Steps:
     shard: tuple[int, int] = (0, 1)
     limit: int | None = None
     limits: Limits = Limits()
+    allow_code: bool = False
 
     def everything(self) -> Release:
-        """Every step in order."""
+        """Every step in order; a selection that cannot run is refused before anything is paid."""
+        plan = plan_selection(self.recipe, self.recipe_dir)
+        if not self.allow_code:
+            refuse_code(plan.files)
         self.generate(strict=False)
         if self.recipe.student is not None:
             self.score()
@@ -121,7 +129,7 @@ class Steps:
         """
         policy = self.recipe.require_mixed_policy()
         checkpoint = open_checkpoint(self.recipe, student)
-        select(self.run, self.recipe, recipe_dir=self.recipe_dir)
+        self._select()
         teacher = continuing(self.recipe, policy)
         mixing, result = prepare(self.run, self.recipe, policy, checkpoint, teacher)
         with served(checkpoint, endpoint, mixing.questions[0]) as (url, name):
@@ -176,14 +184,17 @@ class Steps:
 
     def select(self) -> SelectionResult:
         """Run rules, selector and stages."""
-        result = select(self.run, self.recipe, recipe_dir=self.recipe_dir)
+        result = self._select()
         show_selected(self.reporter, result)
         self.run.event("select", asdict(result))
         return result
 
+    def _select(self) -> SelectionResult:
+        return select(self.run, self.recipe, recipe_dir=self.recipe_dir, allow_code=self.allow_code)
+
     def release(self, selected: SelectionResult | None = None) -> Release:
         """Write the release of the current selection, made anew so that it is the recipe's."""
-        chosen = selected or select(self.run, self.recipe, recipe_dir=self.recipe_dir)
+        chosen = selected or self._select()
         written = release(self.run, self.recipe, chosen, recipe_dir=self.recipe_dir)
         show_released(self.reporter, written)
         self.run.event("release", {"version": written.version, "is_new": written.is_new})

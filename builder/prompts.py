@@ -21,6 +21,8 @@ from builder.identity import normalize_messages, normalized_prompt_id
 from builder.store import Run, columns_table
 from builder.verifiers import default_verifier
 
+_CHUNK = 4096
+"""Prompts that become columns at once: while they do, each takes 15 kB."""
 _ROLES = ("system", "user", "assistant", "tool", "developer")
 
 
@@ -87,12 +89,16 @@ def write_prompts(run: Run, prompts: Prompts, *, limited: bool = False) -> None:
     """Make them the table `prompts`. A run over the first few prompts (`limited`) keeps the others that are there.
 
     Replies to prompts that left the recipe stay in `responses`; they are candidates again when the prompt returns.
+    Prompts of imported replies stay in any case: no recipe brings them back.
     """
-    rows = columns_table("prompts", prompts.rows)
-    if limited:
-        others = run.scan("prompts").filter(~pl.col("prompt_id").is_in([row["prompt_id"] for row in prompts.rows]))
-        rows = pa.concat_tables([rows, others.collect().to_arrow().cast(rows.schema)])
-    run.replace("prompts", rows)
+    starts = range(0, len(prompts.rows), _CHUNK) or [0]
+    rows = pa.concat_tables([columns_table("prompts", prompts.rows[start : start + _CHUNK]) for start in starts])
+    wanted = pl.LazyFrame({"prompt_id": [row["prompt_id"] for row in prompts.rows]}, schema={"prompt_id": pl.String})
+    others = run.scan("prompts").join(wanted, on="prompt_id", how="anti")
+    if not limited:
+        imported = run.scan("responses").filter(pl.col("received_at").is_null()).select("prompt_id").unique()
+        others = others.join(imported, on="prompt_id", how="semi")
+    run.replace("prompts", pa.concat_tables([rows, others.collect().to_arrow().cast(rows.schema)]))
 
 
 def open_source(source: PromptSource) -> tuple[str, Iterable[dict[str, Any]]]:

@@ -18,6 +18,7 @@ import yaml
 from builder import journal
 from builder.card import render_card
 from builder.config import MixedPolicy, Recipe
+from builder.decontaminate import benchmarks_id
 from builder.errors import ReleaseError
 from builder.identity import canonical_json, rowset_hash, sha256_hex
 from builder.models import resolved_revision
@@ -118,7 +119,7 @@ def _sql_texts(run: Run, recipe: Recipe, selected: SelectionResult, recipe_dir: 
             f"Selection {selected.selection_id} is not the one of the table and of today's recipe and SQL "
             f"({', '.join(sorted(made))}). A release names the SQL that made its rows; run builder select again."
         )
-    return {f"sql/{file.kind}/{file.name}.sql": file.text for file in plan.files}
+    return {f"sql/{file.kind}/{file.path.name}": file.text for file in plan.files}
 
 
 def _write_configs(work: Path, run: Run, recipe: Recipe, parent: Release | None) -> tuple[list[dict[str, Any]], bool]:
@@ -251,7 +252,10 @@ def build_id(run: Run, recipe: Recipe, sql_hashes: Mapping[str, str]) -> str:
     for name in ("prompts", "responses", "scores", "verdicts", "features", "rollouts"):
         frame = run.read(name)
         tables[name] = rowset_hash(frame, run.content_columns(name))
-    return sha256_hex(canonical_json({"tables": tables, "recipe": recipe.decisive(), "sql": dict(sql_hashes)}))
+    decides: dict[str, Any] = {"tables": tables, "recipe": recipe.decisive(), "sql": dict(sql_hashes)}
+    if recipe.decontamination is not None:
+        decides["benchmarks"] = benchmarks_id(recipe.require_benchmarks())
+    return sha256_hex(canonical_json(decides))
 
 
 def rollout(run: Run) -> dict[str, str | None]:
@@ -293,8 +297,7 @@ def calls(run: Run) -> dict[str, float | None]:
     total = run.scan("responses").select(
         paid.sum().alias("replies"),
         (pl.col("role") == "student").sum().alias("rollouts"),
-        pl.col("prompt_tokens").filter(paid).sum(),
-        pl.col("completion_tokens").filter(paid).sum(),
+        *(_sum_of_known(name, paid) for name in ("prompt_tokens", "completion_tokens")),
         pl.col("cost_usd").sum().alias("cost_usd"),
         pl.col("cost_usd").is_null().all().alias("unpriced"),
     )
@@ -308,6 +311,12 @@ def calls(run: Run) -> dict[str, float | None]:
         "completion_tokens": row["completion_tokens"],
         "cost_usd": None if row["unpriced"] else row["cost_usd"],
     }
+
+
+def _sum_of_known(name: str, where: pl.Expr) -> pl.Expr:
+    """The sum, null where no row says anything."""
+    known = pl.col(name).filter(where & pl.col(name).is_not_null())
+    return pl.when(known.len() > 0).then(known.sum()).alias(name)
 
 
 def packages() -> dict[str, str]:

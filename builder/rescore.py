@@ -81,9 +81,15 @@ def rescorable(run: Run, recipe: Recipe) -> pl.DataFrame:
 
 
 def tokens_to_rescore(run: Run, recipe: Recipe) -> int:
-    """Tokens of prompts and replies that `rescore` would send now, by the endpoint's own counts."""
+    """Tokens of prompts and replies that `rescore` would send now, by the endpoint's own counts.
+
+    Where there are none, as for imported replies, a byte counts as a token: the most that it can be.
+    """
     replies = run.scan("responses").join(rescorable(run, recipe).lazy(), on="response_id", how="semi")
-    return int(replies.select(pl.sum("prompt_tokens") + pl.sum("completion_tokens")).collect().item() or 0)
+    asked = pl.col("messages").list.eval(pl.element().struct.field("content").str.len_bytes()).list.sum()
+    written = pl.sum_horizontal(pl.col("reasoning", "answer").str.len_bytes())
+    tokens = pl.coalesce("prompt_tokens", asked) + pl.coalesce("completion_tokens", written)
+    return int(replies.join(run.scan("prompts"), on="prompt_id").select(tokens.sum()).collect().item() or 0)
 
 
 def _chunks(run: Run, replies: pl.DataFrame) -> Iterator[list[dict[str, Any]]]:

@@ -13,10 +13,10 @@ from typing import Any, Final
 import polars as pl
 
 from builder.config import MixedPolicy, Recipe, Student
-from builder.features import is_cjk
 from builder.identity import Message, order_key, request_key, request_seed
 from builder.prefix import Prefix
 from builder.requests import Request, sampling
+from builder.scripts import is_cjk
 from builder.stages import stages_of
 from builder.store import Run
 from builder.student import CannotRender, StudentTokenizer, student_messages

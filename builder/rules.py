@@ -77,13 +77,11 @@ def catalogue(kind: str) -> dict[str, Path]:
 
 
 def find_sql(kind: str, name: str, recipe_dir: Path | None = None) -> Path:
-    """File of a rule or selector: a .sql path inside the recipe's folder, the recipe's own copy, or a packaged name.
+    """File of a rule or selector: a .sql or .py path inside the recipe's folder, its own copy, or a packaged name.
 
     Raises UsageError with the nearest names.
     """
-    if name.endswith(".py"):
-        raise UsageError(f"{KINDS[kind].capitalize()} {name!r} is Python; this version runs SQL files (.sql) only.")
-    if name.endswith(".sql"):
+    if name.endswith((".sql", ".py")):
         if recipe_dir is None:
             raise UsageError(
                 f"{KINDS[kind].capitalize()} {name!r} is a path, but this recipe is in no folder of its own."
@@ -100,7 +98,7 @@ def find_sql(kind: str, name: str, recipe_dir: Path | None = None) -> Path:
     if name not in packaged:
         raise UsageError(
             f"There is no {KINDS[kind]} {name!r}{did_you_mean(name, packaged)}. Packaged: {', '.join(packaged)}. "
-            f"For one of your own, give its path ending in .sql, relative to the recipe."
+            f"For one of your own, give its path ending in .sql or .py, relative to the recipe."
         )
     return packaged[name]
 
@@ -111,6 +109,10 @@ def load_sql(kind: str, path: Path) -> SqlFile:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SqlError(f"{KINDS[kind].capitalize()} file {path} cannot be read: {error}") from error
+    if path.suffix == ".py":
+        from builder.code_rules import load_code  # it builds on this module
+
+        return load_code(kind, path, text)
     return parse_file(kind, path, text)
 
 

@@ -254,25 +254,31 @@ FEATURES: Final = Table(
             _column("reasoning_chars", pa.int32(), "characters of the thinking part", null=False),
             _column("answer_chars", pa.int32(), "characters of the final part", null=False),
             _column("paragraph_count", pa.int32(), "paragraphs of the canonical text", null=False),
+            _column(
+                "longest_paragraph_chars",
+                pa.int32(),
+                "characters of the longest paragraph outside formulas and code",
+                null=False,
+            ),
             _column("sentence_count", pa.int32(), "sentences of the canonical text", null=False),
             _column("think_tags", pa.int32(), "think tags left inside reasoning or answer", null=False),
             _column("channel_markers", pa.int32(), "harmony markers left inside reasoning or answer", null=False),
             _column(
                 "sentence_repeats",
                 pa.int32(),
-                "occurrences of the most repeated sentence of 20 characters or more",
+                "occurrences of the most repeated sentence of 20 characters or more outside formulas and code",
                 null=False,
             ),
             _column(
                 "paragraph_repeats",
                 pa.int32(),
-                "occurrences of the most repeated paragraph of 80 characters or more",
+                "occurrences of the most repeated paragraph of 80 characters or more outside formulas and code",
                 null=False,
             ),
             _column(
                 "ngram_repeats",
                 pa.int32(),
-                "occurrences of the most repeated 20-gram; words as in builder/features.py",
+                "occurrences of the most repeated 20-gram; a formula is one word, code none (builder/ngrams.py)",
                 null=False,
             ),
             _column(
@@ -286,12 +292,28 @@ FEATURES: Final = Table(
                 "characters that a block covers at the end of the thinking or answer, standing there 4 times or more",
                 null=False,
             ),
-            _column("cjk_chars", pa.int32(), "Han, Hiragana, Katakana and Hangul characters", null=False),
-            _column("latin_chars", pa.int32(), "Latin letters", null=False),
+            *(
+                _column(f"{script}_chars", pa.int32(), f"{letters} outside formulas and code", null=False)
+                for script, letters in (
+                    ("latin", "Latin letters"),
+                    ("cyrillic", "Cyrillic letters"),
+                    ("arabic", "Arabic letters"),
+                    ("han", "Han characters"),
+                    ("kana", "Hiragana and Katakana"),
+                    ("hangul", "Hangul"),
+                    ("other", "letters of further scripts, Greek not among them,"),
+                )
+            ),
             _column(
                 "code_fences",
                 pa.int32(),
-                "lines that open or close a code fence in the thinking part",
+                "lines that open or close a code fence in the thinking part, or in the answer where there is none",
+                null=False,
+            ),
+            _column(
+                "refuses",
+                pa.bool_(),
+                "whether the answer begins with a refusal, English or Chinese (builder/refusals.py)",
                 null=False,
             ),
             _column(
@@ -300,7 +322,8 @@ FEATURES: Final = Table(
                 "sha256 of the canonical text, lower case, white space collapsed",
                 null=False,
             ),
-        ]
+        ],
+        metadata={"version": "2"},  # another number: stored features are dropped and computed again
     ),
 )
 
@@ -378,6 +401,81 @@ ROLLOUTS: Final = Table(
     ),
 )
 
+SIGNATURES: Final = Table(
+    "signatures",
+    "candidate reply",
+    ("response_id",),
+    pa.schema(
+        [
+            _RESPONSE_ID,
+            _PROMPT_ID,
+            _column(
+                "bands",
+                pa.list_(pa.uint32()),
+                "MinHash of its word 5-grams, one hash a band; empty for a text without words; see builder/dedup.py",
+                null=False,
+            ),
+        ]
+    ),
+)
+
+DUPLICATES: Final = Table(
+    "duplicates",
+    "candidate reply that was compared",
+    ("response_id",),
+    pa.schema(
+        [
+            _RESPONSE_ID,
+            _column(
+                "earlier_ids",
+                pa.list_(pa.string()),
+                "replies before it, by prompt_id and response_id, that are at least 0.7 similar",
+                null=False,
+            ),
+            _column(
+                "jaccards",
+                pa.list_(pa.float64()),
+                "exact Jaccard similarity of the sets of word 5-grams, one an earlier reply",
+                null=False,
+            ),
+        ]
+    ),
+)
+
+BENCHMARK_MATCHES: Final = pa.list_(
+    pa.struct(
+        [
+            ("benchmark", pa.string()),
+            ("revision", pa.string()),
+            ("benchmark_row", pa.int32()),
+            ("benchmark_column", pa.string()),
+            ("shared_words", pa.int32()),
+            ("row_share", pa.float64()),
+            ("is_whole", pa.bool_()),
+            ("shared_text", pa.string()),
+        ]
+    )
+)
+
+CONTAMINATIONS: Final = Table(
+    "contaminations",
+    "prompt that was compared",
+    ("prompt_id",),
+    pa.schema(
+        [
+            _PROMPT_ID,
+            _key("compared_with", "hash of names, revisions and columns of the benchmarks; 16 hex digits"),
+            _column(
+                "matches",
+                BENCHMARK_MATCHES,
+                "rows of benchmarks that share 8 words in a row or are the same question, the closest ones: number "
+                "from 1, column, words of the longest shared run, that / all words of the row, same question, the run",
+                null=False,
+            ),
+        ]
+    ),
+)
+
 TABLES: Final = {
     table.name: table
     for table in (
@@ -392,6 +490,9 @@ TABLES: Final = {
         SELECTION,
         PAIRS,
         ROLLOUTS,
+        SIGNATURES,
+        DUPLICATES,
+        CONTAMINATIONS,
     )
 }
 

@@ -1,25 +1,33 @@
 """Replies to selection: rules drop, the selector ranks, stages order. Every decision is SQL, arranged here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+import polars as pl
 import pyarrow as pa
 
+from builder.code_rules import CodeFile, as_sql, candidates, refuse_code, run_code, run_rules
 from builder.config import Recipe
+from builder.decontaminate import benchmarks_id
 from builder.errors import TableError, UsageError
+from builder.evidence import check_evidence, update_evidence
 from builder.features import update_features
 from builder.identity import canonical_json, sha256_hex
 from builder.rules import SqlFile, Value, catalogue, check_parameters, find_sql, load_sql
-from builder.selection_steps import Plan, selection_steps
+from builder.selection_steps import Plan, rule_steps, selection_steps
 from builder.sqlcheck import check_expression, check_order
 from builder.sqlrun import Limits, run_steps
 from builder.stages import is_mixed, stages_with
-from builder.staging import build_staging, staging_variables
+from builder.staging import build_staging, is_staged, staging_variables
 from builder.store import Run
 
 MIX: Final = "mixed_policy"
+_EVIDENCE: Final = ("stg_duplicates", "stg_contaminations")
+_MANY: Final = 1000
+"""Replies without features from which a misspelt column is looked for first: they take longer than looking."""
 
 
 @dataclass(frozen=True)
@@ -80,26 +88,84 @@ class SelectionResult:
 
 
 def select(
-    run: Run, recipe: Recipe, *, recipe_dir: Path | None = None, limits: Limits | None = None
+    run: Run,
+    recipe: Recipe,
+    *,
+    recipe_dir: Path | None = None,
+    limits: Limits | None = None,
+    allow_code: bool = False,
 ) -> SelectionResult:
     """Write tables `rejections` and `selection` by the recipe's rules, selector and stages.
 
-    `recipe_dir` is the folder of the recipe's own SQL files. Raises UsageError for unknown rules, selectors and
-    parameters before any work, SqlError for SQL that breaks its contract; then the tables stay as they were.
+    `recipe_dir` is the folder of the recipe's own files, of which those in Python run only with `allow_code`. Raises
+    UsageError for unknown rules, selectors and parameters before any work, SqlError for a file that breaks its
+    contract; then the tables stay as they were.
     """
     plan = plan_selection(recipe, recipe_dir, mixed=is_mixed(run, recipe))
+    if not allow_code:
+        refuse_code(plan.files)
     for name, stage in plan.stages.items():
         if stage.kind == "reward" and not run.read("pairs", ["prompt_id"]).height:
             raise TableError(f"Stage {name!r} is of kind reward, but this run has no preference pairs (table pairs).")
-    new_features = update_features(run)
     staged = staging_variables(recipe)
+    new_features, missing = 0, run.rows("responses") - run.rows("features")
+    # looking for replies without features among millions is slow, and idle where no table changed and none is missing
+    if missing or not is_staged(run, staged):
+        if missing > _MANY:
+            check_columns(recipe, plan)
+        new_features = update_features(run)
+    update_evidence(run, recipe, [file for file in plan.files if not isinstance(file, CodeFile)])
     build_staging(run, staged)
-    found = run_steps(run.database, selection_steps(plan, recipe), plan.variables, limits=limits)
+    found = decide(run, recipe, plan, limits=limits, allow_code=allow_code)
     result = _result(plan, found, new_features)
     run.replace("rejections", found["stg_rejections"])
     run.replace("selection", found["selection_rows"])
     build_staging(run, staged)
     return result
+
+
+def check_columns(recipe: Recipe, plan: Plan) -> None:
+    """Run the plan on a run without rows, which takes half a second and finds a misspelt column.
+
+    Files in Python are left out, and rules that refuse to run before their evidence is there.
+    """
+    rules = tuple(
+        rule
+        for rule in plan.rules
+        if not isinstance(rule, CodeFile) and not any(name in rule.text for name in _EVIDENCE)
+    )
+    selector = plan.selector
+    if isinstance(selector, CodeFile):
+        selector = load_sql("selectors", catalogue("selectors")["random"])
+    with TemporaryDirectory() as folder:
+        empty = Run(Path(folder))
+        build_staging(empty, {})
+        run_steps(
+            empty.database, selection_steps(replace(plan, rules=rules, selector=selector), recipe), plan.variables
+        )
+
+
+def decide(
+    run: Run, recipe: Recipe, plan: Plan, *, limits: Limits | None = None, allow_code: bool = False
+) -> dict[str, pa.Table]:
+    """Run the plan on run.duckdb as it is; the tables that its steps fetch, by name. Stores nothing.
+
+    Python rules run first, in this process, and the job reads their rows; a Python selector runs between two jobs, of
+    which the first finds the survivors.
+    """
+    if not allow_code:
+        refuse_code(plan.files)
+    rules, given = run_rules(plan.rules, run, recipe)
+    selector = plan.selector
+    ready = replace(plan, rules=rules)
+    if isinstance(selector, CodeFile):
+        steps = [replace(step, fetch=step.into == "to_rank") for step in rule_steps(ready, recipe)]
+        ids = run_steps(run.database, steps, plan.variables, limits=limits, given=given)["to_rank"]["response_id"]
+        survivors = pl.LazyFrame({"response_id": pl.Series(pl.from_arrow(ids))})
+        rows = candidates(run, recipe).join(survivors, on="response_id", how="semi")
+        given["code_ranks"] = run_code(selector, rows, recipe.selection.params)
+        ready = replace(ready, selector=as_sql(selector, "code_ranks"))
+    return run_steps(run.database, selection_steps(ready, recipe), plan.variables, limits=limits, given=given)
 
 
 def plan_selection(recipe: Recipe, recipe_dir: Path | None = None, *, mixed: bool = False) -> Plan:
@@ -113,6 +179,7 @@ def plan_selection(recipe: Recipe, recipe_dir: Path | None = None, *, mixed: boo
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"selection.rules names {', '.join(twice)} twice; the file name is the rule's name.")
     selector = load_sql("selectors", find_sql("selectors", selection.selector, recipe_dir))
+    check_evidence(recipe, [file for file in (*rules, selector) if not isinstance(file, CodeFile)])
     warnings = check_parameters([*rules, selector], selection.params)
     stages = stages_with(recipe, is_mixed=mixed)
     mix = load_sql("mix", find_sql("mix", MIX, recipe_dir)) if mixed else None
@@ -131,6 +198,8 @@ def plan_selection(recipe: Recipe, recipe_dir: Path | None = None, *, mixed: boo
         "keep": selection.keep,
         "seed": recipe.generation.seed,
     }
+    if recipe.decontamination is not None and any("stg_contaminations" in rule.text for rule in rules):
+        decides["benchmarks"] = benchmarks_id(recipe.require_benchmarks())
     variables: dict[str, Value] = {
         "seed": recipe.generation.seed,
         "ranked_by": _ranked_by(selector),
@@ -154,12 +223,9 @@ def _result(plan: Plan, found: Mapping[str, pa.Table], new_features: int) -> Sel
         raise TableError("This run holds no teacher replies, so there is nothing to select. Run `builder generate`.")
     ranked, to_rank = totals.pop("ranked"), totals.pop("to_rank")
     (spread,) = [row for row in found["spread"].to_pylist() if row["temperature"] is None]
-    by_rule = {row["rule_name"]: row for row in found["funnel"].to_pylist() if row["domain"] is None}
+    by_rule = {row.pop("rule"): row for row in found["funnel"].to_pylist()}
     nothing = {"breaks": 0, "breaks_alone": 0, "tokens": 0}
-    funnel = tuple(
-        RuleFunnel(rule.name, **{name: by_rule.get(rule.name, nothing)[name] for name in nothing})
-        for rule in plan.rules
-    )
+    funnel = tuple(RuleFunnel(rule.name, **by_rule.get(place, nothing)) for place, rule in enumerate(plan.rules))
     stages = tuple(
         StageResult(name, stage.kind, row["rows"], (row["tokens"] or 0) if stage.kind == "sft" else None)
         for (name, stage), row in zip(plan.stages.items(), found["stage_counts"].to_pylist(), strict=True)

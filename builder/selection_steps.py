@@ -1,15 +1,18 @@
 """A selection as SQL steps of one job: rules, survivors, ranks, stages, and the numbers of the funnel."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from builder.config import Recipe, Stage
-from builder.rules import SqlFile, Value, catalogue, load_sql
-from builder.sqlrun import Step, mix_step, rule_step, selector_step
+from builder.rules import SqlFile, Value, catalogue
+from builder.selection_sql import kept_rows, margin_slot, spread_steps
+from builder.sqlcheck import quoted
+from builder.sqlrun import Step, mix_step, ranks_step, rows_step, rule_step, selector_step
 
-_REPORTS: Final = ("funnel", "spread")
-_STAGE_COLUMNS: Final = (("grain_id", "varchar"), ("rank", "integer"), ("position", "integer"))
+_STAGE_COLUMNS: Final = (
+    ("grain_id", "varchar"), ("rank", "integer"), ("position", "integer"), ("tokens", "integer"),
+)  # fmt: skip
 # By kind: the rows that a stage picks from, their key, and the selector's rank where there is one.
 _GRAINS: Final = {
     "sft": ("kept_rows", "response_id", "rank"),
@@ -38,44 +41,57 @@ class Plan:
 
 def selection_steps(plan: Plan, recipe: Recipe) -> list[Step]:
     """The whole selection as one job: rules, survivors, ranks, stages, and the numbers of the funnel."""
-    keep, order = recipe.selection.keep, recipe.selection.order
-    broken = [(rule, f"broken_{index}") for index, rule in enumerate(plan.rules)]
-    rejected = " union all ".join(
-        f"select response_id, {_quoted(rule.name)} as rule_name, observed, threshold from {name}"
-        for rule, name in broken
+    return [*rule_steps(plan, recipe), *_rank_steps(plan, recipe), *_stage_steps(plan, recipe), *_count_steps(plan)]
+
+
+def rule_steps(plan: Plan, recipe: Recipe) -> list[Step]:
+    """Rules and what survives them. Tables of small numbers first: they join five times as fast as ids do."""
+    broken = {f"broken_{index}": rule for index, rule in enumerate(plan.rules)}
+    names = f"[{', '.join(quoted(rule.name) for rule in plan.rules)}]" if plan.rules else "['']"
+    rejections = (
+        f"select response_id, {names}[rule + 1] as rule_name, observed, threshold from broken "
+        "where role in ('teacher', 'mixed') order by reply, rule_name"
     )
-    rejections = f"({rejected}) as broken" if rejected else "stg_rejections where false"
-    judged = "select response_id from stg_responses where role in ('teacher', 'mixed')"
-    teacher = "select response_id, prompt_id, temperature, completion_tokens from stg_responses where role = 'teacher'"
-    unbroken = "select * from teacher anti join (from stg_rejections) as broken using (response_id)"
-    to_rank = "unbroken" if order == "rules-first" else "teacher"
+    whole = "anti join broken_by using (reply) " if recipe.selection.order == "rules-first" else ""
+    to_rank = f"select * exclude (role) from reply_numbers {whole}where role = 'teacher'"
     return [
-        *[rule_step(rule, name) for rule, name in broken],
-        Step("teacher replies", teacher, "teacher"),
-        Step("replies that rules judge", judged, "judged", view=True),
-        Step(
-            "rejections",
-            f"select * from {rejections}{' semi join judged using (response_id)' if rejected else ''} "
-            "order by response_id, rule_name",
-            "stg_rejections",
-            fetch=True,
-        ),
-        Step("replies that break no rule", unbroken, "unbroken"),
-        Step("survivors", f"select response_id, prompt_id, temperature from {to_rank}", "survivors"),
-        selector_step(plan.selector, "ranked"),
-        Step("kept", f"from ranked semi join unbroken using (response_id) where rank <= {keep}", "kept"),
-        Step(
-            "kept rows",
-            "select c.*, kept.rank from stg_candidates as c join kept on kept.response_id = c.response_id",
-            "kept_rows",
-            view=True,
-        ),
+        *[rule_step(rule, name) for name, rule in broken.items()],
+        rows_step(broken, "broken"),
+        Step("rules by reply", "select reply, count(*) as broken from broken group by reply", "broken_by"),
+        Step("rejections", rejections, "stg_rejections", fetch=True),
+        Step("replies to rank", to_rank, "to_rank"),
+        Step("survivors", "select response_id, prompt_id, temperature from to_rank", "survivors", view=True),
+    ]
+
+
+def _rank_steps(plan: Plan, recipe: Recipe) -> list[Step]:
+    """The selector's ranks, and the replies that they and the rules leave.
+
+    A packaged selector counts sentences at margins off the grid only; at the others it is given none to read.
+    """
+    selector, is_packaged = plan.selector, plan.selector.path in catalogue("selectors").values()
+    if is_packaged and margin_slot(plan.variables) is not None:
+        selector = replace(selector, text=selector.text.replace("stg_sentences", "no_sentences"))
+    kept = (
+        f"select reply, response_id, rank from ranks anti join broken_by using (reply) "
+        f"where rank <= {recipe.selection.keep}"
+    )
+    return [
+        Step("no sentences", _NO_SENTENCES, "no_sentences"),
+        selector_step(selector, "ranked"),
+        ranks_step(plan.selector, "ranked", "to_rank", "ranks"),
+        Step("kept", kept, "kept"),
+        Step("kept rows", kept_rows(plan.stages.values()), "kept_rows", view=True),
         Step("prompts with a gold", "select * from stg_prompts where gold is not null", "prompts_with_gold", view=True),
-        *_stage_steps(plan, recipe),
+    ]
+
+
+def _count_steps(plan: Plan) -> list[Step]:
+    """The numbers that `builder select` prints."""
+    return [
         Step("totals", _TOTALS, "totals", fetch=True),
-        # as the database will have it, for reports run on what was decided just now
-        Step("selection for reports", "select * from selection_rows", "stg_selection"),
-        *[Step(name, load_sql("reports", catalogue("reports")[name]).text, name, fetch=True) for name in _REPORTS],
+        Step("funnel", _FUNNEL, "funnel", fetch=True),
+        *spread_steps(plan.variables),
     ]
 
 
@@ -93,19 +109,16 @@ def _stage_steps(plan: Plan, recipe: Recipe) -> list[Step]:
         order = f"md5({key} || ':' || {seed})" if stage.order_by is None else stage.order_by
         sql = (
             f"select {key} as grain_id, {rank} as rank,\n"
-            f"row_number() over (order by\n{order}\n, {key}) - 1 as position\n"
+            f"row_number() over (order by\n{order}\n, {key}) - 1 as position,\n"
+            f"{'completion_tokens' if stage.kind == 'sft' else 'null'} as tokens\n"
             f"from {rows}\nwhere (\n{'true' if stage.where is None else stage.where}\n)"
         )
         steps.append(Step(f"stage {name}", sql, f"stage_{index}", _STAGE_COLUMNS))
         parts.append(
-            f"select {_quoted(plan.selection_id)} as selection_id, {_quoted(name)} as stage, "
-            f"{_quoted(stage.kind)} as kind, grain_id, rank, position, {index} as place from stage_{index}"
+            f"select {quoted(plan.selection_id)} as selection_id, {quoted(name)} as stage, "
+            f"{quoted(stage.kind)} as kind, grain_id, rank, position, {index} as place from stage_{index}"
         )
-        tokens = "sum(completion_tokens)" if stage.kind == "sft" else "null"
-        counts.append(
-            f"select {index} as place, count(*) as rows, {tokens}::bigint as tokens from stage_{index} "
-            "left join stg_responses on response_id = grain_id"
-        )
+        counts.append(f"select {index} as place, count(*) as rows, sum(tokens)::bigint as tokens from stage_{index}")
     union = " union all "
     return [
         *steps,
@@ -128,7 +141,7 @@ def _mix_steps(mix: SqlFile, name: str, earlier: list[str]) -> list[Step]:
         Step(
             "mixed rows",
             "select c.* from stg_candidates as c "
-            f"semi join mix_rows on mix_rows.grain_id = c.response_id and mix_rows.stage = {_quoted(name)}",
+            f"semi join mix_rows on mix_rows.grain_id = c.response_id and mix_rows.stage = {quoted(name)}",
             "mixed_rows",
             view=True,
         ),
@@ -148,22 +161,44 @@ order by rule_name
 
 
 _TOTALS: Final = """
+with replies as (
+    select completion_tokens, broken.reply is null as is_whole, kept.reply is not null as is_kept
+    from reply_numbers as replies
+    left join broken_by as broken using (reply)
+    left join kept using (reply)
+    where role = 'teacher'
+)
+
 select
-    (select count(*) from teacher) as replies,
-    (select count(*) from unbroken) as survivors,
-    (select count(*) from kept) as kept,
-    (select count(*) from ranked) as ranked,
+    count(*) as replies,
+    count(*) filter (is_whole) as survivors,
+    count(*) filter (is_kept) as kept,
+    (select count(*) from ranks) as ranked,
     (select count(*) from survivors) as to_rank,
-    * from
-    (select avg(completion_tokens) as mean_tokens_kept, median(completion_tokens) as median_tokens_kept
-        from teacher semi join kept using (response_id)),
-    (select avg(completion_tokens) as mean_tokens_dropped, median(completion_tokens) as median_tokens_dropped
-        from teacher anti join kept using (response_id)),
-    (select avg(completion_tokens) as mean_tokens_outranked, median(completion_tokens) as median_tokens_outranked
-        from unbroken anti join kept using (response_id))
+    avg(completion_tokens) filter (is_kept) as mean_tokens_kept,
+    avg(completion_tokens) filter (not is_kept) as mean_tokens_dropped,
+    avg(completion_tokens) filter (is_whole and not is_kept) as mean_tokens_outranked,
+    median(completion_tokens) filter (is_kept) as median_tokens_kept,
+    median(completion_tokens) filter (not is_kept) as median_tokens_dropped,
+    median(completion_tokens) filter (is_whole and not is_kept) as median_tokens_outranked
+from replies
 """
 
+# What sql/reports/funnel.sql says of all domains and temperatures, by place of the rule.
+_FUNNEL: Final = """
+select
+    rule,
+    count(*) as breaks,
+    count(*) filter (broken_by.broken = 1) as breaks_alone,
+    coalesce(sum(completion_tokens), 0)::bigint as tokens
+from broken
+join broken_by using (reply)
+where role = 'teacher'
+group by rule
+"""
 
-def _quoted(text: str) -> str:
-    """A SQL string literal."""
-    return "'" + text.replace("'", "''") + "'"
+_NO_SENTENCES: Final = """
+select null::varchar as response_id, null::integer[] as teacher_tokens, null::integer[] as student_tokens,
+    null::float[] as p_teacher, null::float[] as p_student
+where false
+"""

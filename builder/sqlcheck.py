@@ -5,6 +5,7 @@ refused there later, what would write (data-modifying CTEs are SELECTs to DuckDB
 """
 
 import json
+import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, Final
@@ -25,7 +26,20 @@ _RANKING: Final = ("ROW_NUMBER", "RANK", "NTILE", "LEAD", "LAG", "FIRST_VALUE", 
 # Volatile to DuckDB, deterministic in our use: both depend on their arguments and the run's variables only.
 _HARMLESS: Final = frozenset({"error", "getvariable"})
 # Consistent to DuckDB, yet clocks, chance, or (hash) another value in another version of DuckDB.
-_UNSTABLE: Final = frozenset({"current_localtime", "current_localtimestamp", "reservoir_quantile", "hash"})
+_UNSTABLE: Final = frozenset(
+    {
+        "current_localtime",
+        "current_localtimestamp",
+        "reservoir_quantile",
+        "approx_quantile",
+        "hash",
+        "getenv",
+        "version",
+    }
+)
+_SYSTEM_TABLES: Final = ("sqlite_", "pg_", "duckdb_")
+
+_LINE: Final = re.compile(r"^LINE (\d+): .*\n( *\^)", re.MULTILINE)
 
 Tree = dict[str, Any]
 
@@ -81,7 +95,10 @@ def check_order(text: str, what: str) -> None:
 
 
 def _parse_fragment(sql: str, text: str, what: str) -> Tree:
-    tree = parse_select(sql, what)
+    try:
+        tree = parse_select(sql, what)
+    except SqlError as error:
+        raise SqlError(without_line_number(str(error))) from None
     alone = (
         tree["type"] == "SELECT_NODE"
         and tree["from_table"]["type"] == "EMPTY"
@@ -133,6 +150,11 @@ def _kind_name(kind: object) -> str:
     return f"{'an' if name[0] in 'AEIOU' else 'a'} {name} statement"
 
 
+def quoted(text: str) -> str:
+    """A SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
 def walk(tree: Any) -> Iterator[Tree]:
     """Every object of the tree; a stack, because SQL may be nested deeper than Python's."""
     stack = [tree]
@@ -160,6 +182,10 @@ def _check_node(node: Tree, sql: str, what: str, explore: bool) -> None:
         raise _refusal(
             node, sql, what, f"the file {node['table_name']!r}", "SQL of a recipe reads the stg_ tables only"
         )
+    if kind == "BASE_TABLE" and not explore:
+        name, places = str(node["table_name"]).lower(), {node.get("catalog_name"), node.get("schema_name")}
+        if places - {"", None, "main"} or name.startswith(_SYSTEM_TABLES):
+            raise _refusal(node, sql, what, f"the table {name}", "SQL of a recipe reads the stg_ tables only")
     if kind == "TABLE_FUNCTION":
         name = function_name(node["function"])
         if name not in _TABLE_FUNCTIONS and not (explore and name in _INTROSPECTION):
@@ -195,6 +221,28 @@ def _check_determinism(node: Tree, kind: str, sql: str, what: str) -> None:
         )
         if picks and "ORDER_MODIFIER" not in kinds:
             raise _refusal(node, sql, what, "limit or distinct on without order by", why)
+        if picks and not any(_is_total(modifier) for modifier in modifiers):
+            unique = "rows that tie come in any order; end the order in a unique key, such as response_id"
+            raise _refusal(node, sql, what, "limit or distinct on with an order that may tie", unique)
+
+
+def _is_total(modifier: Tree) -> bool:
+    """Whether an ORDER BY names an id, which may decide every tie, or sorts by all columns."""
+    if modifier["type"] != "ORDER_MODIFIER":
+        return False
+    return any(
+        node.get("class") == "STAR" or str((node.get("column_names") or [""])[-1]).lower().endswith("_id")
+        for node in walk(modifier["orders"])
+    )
+
+
+def without_line_number(message: str) -> str:
+    """DuckDB's message on a text that stands inside a larger statement, whose lines its reader never sees."""
+    match = _LINE.search(message)
+    if match is None:
+        return message
+    before, middle = message[: match.start(1) - 1], message[match.end(1) : match.start(2)]
+    return f"{before}{middle}{match[2][len(match[1]) + 1 :]}{message[match.end(2) :]}"
 
 
 def _refusal(node: Tree, sql: str, what: str, found: str, why: str) -> SqlError:

@@ -6,6 +6,7 @@ never the rest of the project: starting it is a large part of what a changed fil
 
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -52,11 +53,13 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     name = ""
     try:
         connection = connect(duckdb, job)
+        offer_files(connection, job)
+        connection.execute("set lock_configuration = true")
         for step in job["steps"]:
             name = step["name"]
             problem = run_step(connection, step, Path(job["out"]))
             if problem:
-                return {"error": "Contract", "message": problem, "step": name}
+                return {"error": "Contract", "message": problem[1], "step": problem[0]}
     except duckdb.Error as error:
         return {"error": type(error).__name__, "message": str(error), "step": name}
     return {"error": None}
@@ -82,29 +85,91 @@ def connect(duckdb: Any, job: dict[str, Any]) -> Any:
     )
     for name, value in job["variables"].items():
         connection.execute(f"set variable {name} = ?", [value])
-    connection.execute("set lock_configuration = true")
     return connection
 
 
-def run_step(connection: Any, step: dict[str, Any], out: Path) -> str | None:
-    """Bind, check columns, keep the rows as a temporary table, check rows; returns what is wrong."""
-    sql = step["sql"].strip().removesuffix(";")
-    relation = connection.sql(step["sql"])
+def offer_files(connection: Any, job: dict[str, Any]) -> None:
+    """Tables that lie in files, as Arrow: SQL can read their rows, and nothing can write by way of them.
+
+    They are what the job is given, and the views of the database that read Parquet, which DuckDB itself may not open
+    here: each in place of the view of its name, where a step's SQL names it and no step makes it.
+    """
+    text = " ".join(step["sql"] for step in job["steps"]).lower()
+    made = {step["into"] for step in job["steps"]}
+    for name, path in job["given"].items():
+        import pyarrow as pa
+
+        connection.register(name, pa.ipc.open_file(pa.memory_map(path)).read_all())
+    wanted = {name for name in VIEWS if name in text and name not in made}
+    if "survivors" in wanted:
+        wanted |= {"stg_rejections"} - made
+    if not wanted:
+        return
+    built = dict(connection.execute("select name, made_from from stg_built").fetchall())
+    for name in VIEWS:
+        if name in wanted:
+            offer_view(connection, name, json.loads(built[name]), Path(job["database"]).parent)
+
+
+VIEWS = ("stg_sentences", "stg_rejections", "stg_selection", "survivors")
+"""What `builder.staging` makes as views, in the order in which one reads another."""
+
+
+def offer_view(connection: Any, name: str, made_from: dict[str, Any], run: Path) -> None:
+    """A temporary view of the SQL that the database's view is made from, over the same files."""
+    from pyarrow import dataset
+
+    paths = [str(run / "tables" / part) for part in made_from["parts"]]
+    if paths:
+        table = Path(next(iter(made_from["parts"]))).parts[0]
+        connection.register(table, dataset.dataset(paths, format="parquet"))
+    if paths or name == "survivors":
+        connection.execute(f"create temp view {name} as select * from (\n{made_from['sql']}\n)")
+    else:
+        # a table without rows: of the database's view DuckDB would know that it has none, and leave out its checks
+        connection.execute(f"create temp table {name} as from main.{name}")
+
+
+def run_step(connection: Any, step: dict[str, Any], out: Path) -> tuple[str, str] | None:
+    """Bind, check columns, keep the rows as a temporary table, check rows; returns whose fault it is and what."""
+    # The line breaks give the file its lines, and end a comment in its last one.
+    rows = f"(\n{step['sql'].rstrip().removesuffix(';')}\n)"
     columns = step["columns"]
-    if columns is not None and relation.columns != [name for name, _ in columns]:
-        wanted = ", ".join(name for name, _ in columns)
-        return f"returns columns {', '.join(relation.columns)}; it must return {wanted}, in this order"
     casts = "*" if columns is None else ", ".join(f"{name}::{kind} as {name}" for name, kind in columns)
-    kind = "view" if step["view"] else "table"
-    # The line break ends a comment in the file's last line.
-    connection.execute(f"create or replace temp {kind} {step['into']} as select {casts} from (\n{sql}\n)")
+    try:
+        if columns is not None:
+            returned = [row[0] for row in connection.execute(f"describe select * from {rows}").fetchall()]
+            if returned != [name for name, _ in columns]:
+                wanted = ", ".join(name for name, _ in columns)
+                problem = f"returns columns {', '.join(returned)}; it must return {wanted}, in this order"
+                return step["name"], problem
+        kind = "view" if step["view"] else "table"
+        connection.execute(f"create or replace temp {kind} {step['into']} as select {casts} from {rows}")
+    except Exception as error:
+        raise type(error)(in_file(str(error))) from None
     for check in step["checks"]:
         row = connection.execute(check["sql"]).fetchone()
         if row is not None:
-            return str(check["message"]).format(*row)
+            name, row = (row[0], row[1:]) if check["names_step"] else (step["name"], row)
+            return name, str(check["message"]).format(*row)
     if step["fetch"]:
         write_arrow(connection, f"from {step['into']}", out / f"{step['into']}.arrow")
     return None
+
+
+def in_file(message: str) -> str:
+    """The message with line numbers of the file: the statement around it begins one line earlier.
+
+    A place in that first line is no place in the file, and is left out.
+    """
+    match = re.search(r"\n*^LINE (\d+)(: .*\n)( *\^)", message, re.MULTILINE)
+    if match is None:
+        return message
+    line = int(match[1]) - 1
+    if line == 0:
+        return message[: match.start()] + message[match.end() :]
+    caret = match[3][len(match[1]) - len(str(line)) :]
+    return f"{message[: match.start(1)]}{line}{match[2]}{caret}{message[match.end() :]}"
 
 
 def write_arrow(connection: Any, sql: str, path: Path) -> None:

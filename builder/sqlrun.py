@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,10 +17,14 @@ import pyarrow as pa
 
 from builder.errors import SqlError, TableError
 from builder.rules import SqlFile, Value, check_parameters
-from builder.sqlcheck import parse_select
+from builder.sqlcheck import parse_select, quoted, without_line_number
 
 RULE_COLUMNS: Final = (("response_id", "varchar"), ("observed", "double"), ("threshold", "double"))
 MIX_COLUMNS: Final = (("grain_id", "varchar"), ("stage", "varchar"))
+_NO_RULE: Final = (
+    "select null::integer as rule, null::varchar as response_id, null::double as observed, null::double as threshold "
+    "where false"
+)
 SELECTOR_COLUMNS: Final = (("response_id", "varchar"), ("rank", "integer"))
 
 
@@ -36,10 +40,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Check:
-    """A query that finds no row where all is well; the first row fills `message`."""
+    """A query that finds no row where all is well; the first row fills `message`.
+
+    With `names_step`, the first column is what the message calls the step, and the others fill it.
+    """
 
     sql: str
     message: str
+    names_step: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Step:
     """One SELECT whose rows become the temporary table (or view) `into` of the job.
 
     `columns` (name, type) must be exactly what the SELECT returns, in order; None takes what comes. `fetch` brings
-    the rows back. `name` is what messages call the step.
+    the rows back. `name` is what messages call the step; `is_file` says that `sql` is a file, whose lines they number.
     """
 
     name: str
@@ -57,32 +65,78 @@ class Step:
     checks: tuple[Check, ...] = ()
     view: bool = False
     fetch: bool = False
+    is_file: bool = False
 
 
-def rule_step(file: SqlFile, into: str, *, fetch: bool = False) -> Step:
-    """A rule with the checks of its contract: known ids, each once, none NULL."""
-    return Step(
-        file.label, file.text, into, RULE_COLUMNS, _id_checks(into, "stg_responses", "a reply of this run"), fetch=fetch
+def rule_step(file: SqlFile, into: str) -> Step:
+    """A rule and its columns; `rows_step` checks the rows of all rules at once."""
+    return Step(file.label, file.text, into, RULE_COLUMNS, is_file=True)
+
+
+def rows_step(files: Mapping[str, SqlFile], into: str) -> Step:
+    """Rows of all rules in one table, with the checks of a rule's contract: known ids, each once, none NULL.
+
+    `files` by the names of their steps' tables. The table: rule (place in `files`), reply, completion_tokens and role
+    (null where the reply is unknown), response_id, observed, threshold.
+    """
+    labels = f"[{', '.join(quoted(file.label) for file in files.values())}][rule + 1]"
+    union = " union all ".join(f"select {place}::integer as rule, * from {name}" for place, name in enumerate(files))
+    numbered = (
+        "select broken.rule, replies.reply, replies.completion_tokens, replies.role, broken.response_id, "
+        f"broken.observed, broken.threshold from ({union or _NO_RULE}) as broken "
+        "left join reply_numbers as replies using (response_id)"
     )
-
-
-def selector_step(file: SqlFile, into: str, *, fetch: bool = False) -> Step:
-    """A selector with the checks of its contract: survivors only, ranks 1..n per prompt and temperature."""
-    gaps = (
-        f"select s.prompt_id, s.temperature, count(*), min(r.rank), max(r.rank), count(distinct r.rank) "
-        f"from {into} as r join survivors as s using (response_id) group by all "
-        "having not coalesce(min(r.rank) = 1 and max(r.rank) = count(*) and count(distinct r.rank) = count(*), false) "
-        "order by 1, 2 limit 1"
+    nulls = f"select {labels}, count(*) from {into} where response_id is null group by all order by 1 limit 1"
+    unknown = f"select {labels}, response_id from {into} where reply is null order by all limit 1"
+    # by number, which is fast; the id is looked up only where there is something to say
+    twice = (
+        f"with twice as (select rule, reply, count(*) as times from {into} group by rule, reply having count(*) > 1) "
+        f"select {labels}, response_id, times from twice join reply_numbers using (reply) order by all limit 1"
     )
     checks = (
-        *_id_checks(into, "survivors", "a survivor"),
+        Check(nulls, "returns {0} rows whose response_id is NULL", True),
+        Check(unknown, "returns response_id {0}, which is not a reply of this run", True),
+        Check(twice, "returns response_id {0} {1} times; each may come once", True),
+    )
+    return Step("rows of all rules", numbered, into, None, checks if files else ())
+
+
+def selector_step(file: SqlFile, into: str) -> Step:
+    """A selector and its columns; `ranks_step` checks the rows."""
+    return Step(file.label, file.text, into, SELECTOR_COLUMNS, is_file=True)
+
+
+def ranks_step(file: SqlFile, ranked: str, survivors: str, into: str) -> Step:
+    """A selector's rows in `ranked`, with the checks of its contract: survivors only, ranks 1..n per prompt and
+    temperature. `survivors` and the table have reply and asked as in reply_numbers, and response_id; the table rank.
+    """
+    numbered = (
+        f"select replies.reply, replies.asked, ranked.response_id, ranked.rank from {ranked} as ranked "
+        f"left join {survivors} as replies using (response_id)"
+    )
+    # as many different ranks as rows, the lowest 1 and the highest their number: each of 1..n once
+    gaps = (
+        f"with ranks as (select asked, rank, count(*) as times from {into} group by asked, rank), "
+        "wrong as (select asked, sum(times) as rows, min(rank) as low, max(rank) as high, count(distinct rank) as "
+        "ranks from ranks group by asked having not coalesce(bool_and(times = 1 and rank is not null) "
+        "and min(rank) = 1 and max(rank) = count(*), false)) "
+        "select distinct prompt_id, temperature, wrong.* exclude (asked) "
+        "from wrong join reply_numbers using (asked) order by all limit 1"
+    )
+    nulls = f"select count(*) from {into} where response_id is null having count(*) > 0"
+    unknown = f"select response_id from {into} where reply is null order by 1 limit 1"
+    twice = f"select min(response_id), count(*) from {into} group by reply having count(*) > 1 order by 1 limit 1"
+    checks = (
+        Check(nulls, "returns {0} rows whose response_id is NULL"),
+        Check(unknown, "returns response_id {0}, which is not a survivor"),
+        Check(twice, "returns response_id {0} {1} times; each may come once"),
         Check(
             gaps,
             "ranks prompt {0} at temperature {1} with {2} rows, lowest rank {3}, highest {4}, {5} different; ranks "
             "must be 1..n without gaps or NULLs per prompt_id and temperature",
         ),
     )
-    return Step(file.label, file.text, into, SELECTOR_COLUMNS, checks, fetch=fetch)
+    return Step(file.label, numbered, into, None, checks)
 
 
 def mix_step(file: SqlFile, into: str) -> Step:
@@ -93,7 +147,7 @@ def mix_step(file: SqlFile, into: str) -> Step:
         Check(twice, "returns {0} for stage {1} {2} times; each may come once"),
         Check(foreign, "returns grain_id {0}, which is not a reply of this run"),
     )
-    return Step(file.label, file.text, into, MIX_COLUMNS, checks)
+    return Step(file.label, file.text, into, MIX_COLUMNS, checks, is_file=True)
 
 
 def run_files(
@@ -104,12 +158,18 @@ def run_files(
     Raises UsageError for a parameter that no file declares, SqlError for whatever the SQL does wrong.
     """
     check_parameters(files, params)
-    steps = {
-        file.name: (selector_step if file.kind == "selectors" else rule_step)(file, f"file_{index}", fetch=True)
-        for index, file in enumerate(files)
-    }
-    tables = run_steps(database, list(steps.values()), params, limits=limits)
-    return {name: tables[step.into] for name, step in steps.items()}
+    rules = {f"file_{index}": file for index, file in enumerate(files) if file.kind == "rules"}
+    steps = [replace(rule_step(file, name), fetch=True) for name, file in rules.items()]
+    steps.append(rows_step(rules, "rows_of_rules"))
+    fetched = {file.name: name for name, file in rules.items()}
+    for index, file in enumerate(files):
+        if file.kind == "selectors":
+            ranked = replace(selector_step(file, f"file_{index}"), fetch=True)
+            survivors = "(from reply_numbers semi join survivors using (response_id))"
+            steps += [ranked, ranks_step(file, ranked.into, survivors, f"numbers_{index}")]
+            fetched[file.name] = ranked.into
+    tables = run_steps(database, steps, params, limits=limits)
+    return {name: tables[into] for name, into in fetched.items()}
 
 
 def query(
@@ -117,14 +177,21 @@ def query(
 ) -> pa.Table:
     """Rows of one SELECT, for exploring: anything that reads the tables, `describe stg_scores` and chance included."""
     parse_select(sql, "The query", explore=True)
-    step = Step("The query", sql, "answer", fetch=True)
+    step = Step("The query", sql, "answer", fetch=True, is_file=True)
     return run_steps(run_database, [step], params or {}, limits=limits)["answer"]
 
 
 def run_steps(
-    database: Path, steps: Sequence[Step], variables: Mapping[str, Value], *, limits: Limits | None = None
+    database: Path,
+    steps: Sequence[Step],
+    variables: Mapping[str, Value],
+    *,
+    limits: Limits | None = None,
+    given: Mapping[str, pa.Table] | None = None,
 ) -> dict[str, pa.Table]:
     """Run steps in order in one child; fetched tables by their `into`. The caller has checked untrusted SQL.
+
+    `given` are tables that the steps read by name beside those of the database.
 
     Raises SqlError naming the step, TableError where there is no database.
     """
@@ -140,6 +207,8 @@ def run_steps(
     with tempfile.TemporaryDirectory(prefix=".sql-", dir=beside) as folder:
         out = Path(folder, "out")
         out.mkdir()
+        for name, rows in (given or {}).items():
+            _write_arrow(rows, Path(folder, f"{name}.arrow"))
         job = {
             "database": str(database.resolve()),
             "out": str(out),
@@ -148,6 +217,7 @@ def run_steps(
             "limits": asdict(limits),
             "variables": dict(variables),
             "steps": [asdict(step) for step in steps],
+            "given": {name: str(Path(folder, f"{name}.arrow")) for name in given or {}},
         }
         _run_child(job, limits, Path(folder))
         _raise_for_result(out / "result.json", steps, limits)
@@ -199,29 +269,19 @@ def _raise_for_result(path: Path, steps: Sequence[Step], limits: Limits) -> None
             f"{step} needs more than its {limits.memory_mb} MiB of memory and {limits.temp_mb} MiB of disk. Look for a "
             f"join that multiplies rows. ({message.splitlines()[0]})"
         )
-    if not any(known.name == step for known in steps):
+    failed = [known for known in steps if known.name == step]
+    if not failed:
         raise TableError(f"The run's database cannot be opened for reading: {message}")
+    message = message if failed[0].is_file else without_line_number(message)
     raise SqlError(f"{step} fails: {message}")
+
+
+def _write_arrow(rows: pa.Table, path: Path) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as file:
+        file.write_table(rows)
 
 
 def _read_arrow(path: Path) -> pa.Table:
     with pa.memory_map(str(path)) as source:
         # A copy, because the file goes away with its folder.
         return pa.ipc.open_file(pa.py_buffer(source.read())).read_all()
-
-
-def _id_checks(into: str, owner: str, meaning: str) -> tuple[Check, ...]:
-    return (
-        Check(
-            f"select count(*) from {into} where response_id is null having count(*) > 0",
-            "returns {0} rows whose response_id is NULL",
-        ),
-        Check(
-            f"select response_id, count(*) from {into} group by all having count(*) > 1 order by 1 limit 1",
-            "returns response_id {0} {1} times; each may come once",
-        ),
-        Check(
-            f"select response_id from {into} anti join {owner} using (response_id) order by 1 limit 1",
-            "returns response_id {0}, which is not " + meaning,
-        ),
-    )

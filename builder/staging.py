@@ -1,6 +1,7 @@
 """Build the stg_ tables of `run.duckdb` from `tables/`. Our own SQL, the only SQL that reads files."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +11,22 @@ import duckdb
 
 from builder.config import Recipe
 from builder.errors import TableError
-from builder.identity import sha256_hex
 from builder.models import student_id
 from builder.resources import resource
 from builder.schema import TABLES
+from builder.sqlcheck import quoted
 from builder.store import Run, check_schema
+
+_PATTERN: Final = re.compile(r"[*?\[]")
+"""What read_parquet takes for a pattern: in brackets it stands for itself, so a run may lie in a folder named a[1]."""
 
 
 @dataclass(frozen=True)
 class Staged:
     """One table of run.duckdb: the run's tables that decide its rows, and its key.
 
-    `grows` says that new parts can be added to what is there, because each row depends on one row of one table.
+    `grows` says that new parts can be added to what is there, because each row depends on one row of one table. Of a
+    `view` nothing is copied: it reads staged tables, and a part where it is asked for, so that a change costs nothing.
     """
 
     name: str
@@ -37,14 +42,17 @@ STAGED: Final = (
     Staged("stg_responses", ("responses",), ("response_id",), grows=True),
     Staged("stg_features", ("features",), ("response_id",), grows=True),
     Staged("stg_scores", ("scores",), ("response_id",), variables=("student_id",), grows=True),
-    Staged("stg_sentences", ("sentences",), ("response_id",), variables=("student_id",), grows=True),
+    Staged("stg_sentences", ("sentences",), variables=("student_id",), view=True),
     Staged("stg_verdicts", ("verdicts", "responses", "prompts"), ("response_id", "verifier")),
     Staged("stg_pairs", ("pairs",), ("pair_id",), grows=True),
+    Staged("stg_duplicates", ("duplicates",), ("response_id", "earlier_id")),
+    Staged("stg_contaminations", ("contaminations",), ("prompt_id", "benchmark", "benchmark_row")),
     Staged("stg_rollouts", ("rollouts",), ("response_id",)),
-    Staged("stg_rejections", ("rejections",), ("response_id", "rule_name")),
-    Staged("stg_selection", ("selection",), ("stage", "grain_id")),
-    Staged("stg_candidates", ("responses", "prompts", "scores", "verdicts", "features"), view=True),
-    Staged("survivors", ("responses", "rejections"), ("response_id",), variables=("selection_order",)),
+    Staged("stg_rejections", ("rejections",), view=True),
+    Staged("stg_selection", ("selection",), view=True),
+    Staged("stg_candidates", (), view=True),
+    Staged("reply_numbers", ("responses",)),
+    Staged("survivors", (), variables=("selection_order",), view=True),
 )
 
 
@@ -54,6 +62,15 @@ def staging_variables(recipe: Recipe) -> dict[str, str | None]:
         "student_id": student_id(recipe.student) if recipe.student else None,
         "selection_order": recipe.selection.order,
     }
+
+
+def is_staged(run: Run, variables: Mapping[str, str | None]) -> bool:
+    """Whether run.duckdb holds what the run's tables hold: then no table has changed since it was built."""
+    if not run.database.is_file():
+        return False
+    with _open(run.database) as connection:
+        built = _built(connection)
+    return all(built.get(staged.name) == _made_from(run, staged, variables) for staged in STAGED)
 
 
 def build_staging(run: Run, variables: Mapping[str, str | None]) -> list[str]:
@@ -67,19 +84,26 @@ def build_staging(run: Run, variables: Mapping[str, str | None]) -> list[str]:
     with _open(run.database) as connection:
         connection.begin()
         connection.execute("create table if not exists stg_built (name varchar primary key, made_from varchar)")
-        built: dict[str, dict[str, Any]] = {
-            name: json.loads(made_from) for name, made_from in connection.execute("from stg_built").fetchall()
-        }
+        built = _built(connection)
         changed: list[str] = []
         for staged in STAGED:
             source = _made_from(run, staged, variables)
-            if built.get(staged.name) == source:
+            # a view of staged tables knows their columns by name, so it follows whatever changed before it
+            follows = staged.view and not staged.tables and bool(changed)
+            if built.get(staged.name) == source and not follows:
                 continue
-            _build(connection, run, staged, source, built.get(staged.name), variables)
+            _build(connection, run, staged, source, built.get(staged.name))
             connection.execute("insert or replace into stg_built values (?, ?)", [staged.name, json.dumps(source)])
             changed.append(staged.name)
         connection.commit()
     return changed
+
+
+def _built(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, Any]]:
+    """What each staged table was made from, by its name."""
+    if not connection.execute("select 1 from duckdb_tables() where table_name = 'stg_built'").fetchall():
+        return {}
+    return {name: json.loads(made_from) for name, made_from in connection.execute("from stg_built").fetchall()}
 
 
 def _open(path: Path) -> duckdb.DuckDBPyConnection:
@@ -98,23 +122,30 @@ def _open(path: Path) -> duckdb.DuckDBPyConnection:
 
 
 def _made_from(run: Run, staged: Staged, variables: Mapping[str, str | None]) -> dict[str, Any]:
-    """What decides the rows of a staged table: its SQL, its variables, the parts it reads (name, size, time)."""
+    """What decides the rows of a staged table: its SQL with its variables, the parts it reads (name, size, time).
+
+    Of a view, which reads parts when it is asked, the parts' names and their folder; `builder.sqlchild` reads those.
+    """
     parts = {}
     for table in staged.tables:
         for path in run.parts(table):
             stat = path.stat()
-            parts[f"{table}/{path.name}"] = [stat.st_size, stat.st_mtime_ns]
+            parts[f"{table}/{path.name}"] = None if staged.view else [stat.st_size, stat.st_mtime_ns]
     return {
-        "sql": sha256_hex(_sql(staged)),
+        "sql": _sql(staged, variables),
         "schema": [str(TABLES[table].schema.remove_metadata()) for table in staged.tables],
-        "variables": {name: variables.get(name) for name in staged.variables},
         "parts": parts,
+        "folder": str(run.root.resolve()) if staged.view and parts else None,
     }
 
 
-def _sql(staged: Staged) -> str:
-    text = resource("sql", "staging", f"{staged.name}.sql").read_text(encoding="utf-8")
-    return text.strip().removesuffix(";")
+def _sql(staged: Staged, variables: Mapping[str, str | None]) -> str:
+    """The file's one SELECT, each variable as a literal: a view is asked where no variable is set."""
+    sql = resource("sql", "staging", f"{staged.name}.sql").read_text(encoding="utf-8").strip().removesuffix(";")
+    for name in staged.variables:
+        value = variables.get(name)
+        sql = sql.replace(f"getvariable('{name}')", "null" if value is None else quoted(value))
+    return sql
 
 
 def _build(
@@ -123,46 +154,57 @@ def _build(
     staged: Staged,
     source: dict[str, Any],
     before: dict[str, Any] | None,
-    variables: Mapping[str, str | None],
 ) -> None:
     added = _added(staged, source, before)
+    reads = []
     for table in staged.tables:
         paths = [path for path in run.parts(table) if added is None or f"{table}/{path.name}" in added]
-        _expose(connection, table, paths)
-    for name in staged.variables:
-        connection.execute(f"set variable {name} = ?", [variables.get(name)])
-    if staged.view:
-        connection.execute(f"create or replace view {staged.name} as {_sql(staged)}")
-    elif added is None:
-        connection.execute(f"create or replace table {staged.name} as {_sql(staged)}")
+        reads.append(f"{table} as ({_rows_of(connection, table, paths)})")
+    # The line break ends a comment in the file's last line.
+    sql = f"{'with ' if reads else ''}{', '.join(reads)} select * from (\n{source['sql']}\n)"
+    if added is None:
+        _drop(connection, staged.name)
+        connection.execute(f"create {'view' if staged.view else 'table'} {staged.name} as {sql}")
     else:
-        connection.execute(f"insert into {staged.name} {_sql(staged)}")
+        connection.execute(f"insert into {staged.name} {sql}")
     _check_key(connection, staged)
-    for table in staged.tables:
-        connection.execute(f"drop view if exists temp.main.{table}")
+
+
+def _drop(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Drop the table or view of this name, whichever an earlier version made of it."""
+    kind = connection.execute(
+        "select 'table' from duckdb_tables() where table_name = $1 "
+        "union all select 'view' from duckdb_views() where view_name = $1",
+        [name],
+    ).fetchone()
+    if kind is not None:
+        connection.execute(f"drop {kind[0]} {name}")
 
 
 def _added(staged: Staged, source: dict[str, Any], before: dict[str, Any] | None) -> set[str] | None:
     """Parts that came since the last build; None where the table must be built anew."""
     if before is None or not staged.grows:
         return None
-    unchanged = all(before[name] == source[name] for name in ("sql", "schema", "variables"))
+    unchanged = all(before.get(name) == source[name] for name in ("sql", "schema"))
     old: dict[str, Any] = before["parts"]
     if not unchanged or any(source["parts"].get(name) != facts for name, facts in old.items()):
         return None
     return set(source["parts"]) - set(old)
 
 
-def _expose(connection: duckdb.DuckDBPyConnection, table: str, paths: list[Path]) -> None:
-    """A temporary view of the parts under the table's own name; an empty one where there are none."""
-    if not paths:
-        connection.register(table, TABLES[table].schema.empty_table())
-        return
+def _rows_of(connection: duckdb.DuckDBPyConnection, table: str, paths: list[Path]) -> str:
+    """A SELECT of a table's columns from these parts; of no rows, in the same types, where there are none."""
     for path in paths:
         check_schema(TABLES[table], path)
-    columns = ", ".join(f'"{name}"' for name in TABLES[table].schema.names)
-    listed = ", ".join("'" + str(path.resolve()).replace("'", "''") + "'" for path in paths)
-    connection.execute(f"create or replace temp view {table} as select {columns} from read_parquet([{listed}])")
+    if paths:
+        columns = ", ".join(f'"{name}"' for name in TABLES[table].schema.names)
+        listed = ", ".join(quoted(_PATTERN.sub(r"[\g<0>]", str(path.resolve()))) for path in paths)
+        return f"select {columns} from read_parquet([{listed}], hive_partitioning = false)"
+    connection.register(table, TABLES[table].schema.empty_table())
+    described = connection.execute(f"describe {table}").fetchall()
+    connection.unregister(table)
+    columns = ", ".join(f'null::{kind} as "{name}"' for name, kind, *_ in described)
+    return f"select {columns} where false"
 
 
 def _check_key(connection: duckdb.DuckDBPyConnection, staged: Staged) -> None:

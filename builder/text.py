@@ -59,8 +59,10 @@ _MATH: Final = re.compile(
 )
 
 
-def sentence_ends(text: str) -> list[int]:
+def sentence_ends(text: str, quiet: list[tuple[int, int, bool]] | None = None) -> list[int]:
     """Character offsets where each sentence of `text` ends; ascending, the last is `len(text)`; empty for no text.
+
+    `quiet` are the `quiet_spans` of `text` where they are known already.
 
     Sentences cover the text without gaps. Guards: decimals (no white space follows), abbreviations, list numbers, LaTeX
     spans, and code fences, where one line is one sentence. No guard for initials: "so it is B. Then" is more frequent.
@@ -68,7 +70,7 @@ def sentence_ends(text: str) -> list[int]:
     """
     if not text:
         return []
-    quiet = _quiet_spans(text)
+    quiet = quiet_spans(text) if quiet is None else quiet
     ends: list[int] = []
     lead = len(text) - len(text.lstrip())
     span = 0
@@ -100,7 +102,7 @@ def _is_abbreviation(text: str, dot_end: int) -> bool:
     return bool(_ABBREVIATION.search(text, start, dot_end) or _NUMBERING.search(text, start, dot_end))
 
 
-def _quiet_spans(text: str) -> list[tuple[int, int, bool]]:
+def quiet_spans(text: str) -> list[tuple[int, int, bool]]:
     """Spans without sentence ends, ascending, apart: LaTeX (False), fenced code (True: line breaks still end)."""
     spans: list[tuple[int, int, bool]] = []
     prose = 0

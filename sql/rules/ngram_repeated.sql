@@ -1,15 +1,15 @@
 -- ngram_repeated
--- Purpose     Drop replies in which one run of 20 words comes again and again.
+-- Purpose     Drop replies in which one run of 20 words comes again and again; a formula is one word, code is left out.
 -- Inputs      stg_features (response_id, ngram_repeats)
 -- Output      one row per violating response: response_id, observed, threshold
--- Parameters  max_ngram_repeats: occurrences of the most repeated 20-gram of words, default 9
+-- Parameters  max_ngram_repeats: occurrences of the most repeated 20-gram of words, default 15
 -- Source      our number for arXiv:2601.09088 p.12, which publishes none
---             measured: breaks 569 of 15,938 sample replies (27 of 200 runaway reasonings, 9 of 783 sound
---             competition solutions: LaTeX algebra has many short words; 15 would spare all nine and break 428)
+--             measured: breaks 409 of 15,938 sample replies (17 of 200 runaway reasonings, 0 of 783 sound competition
+--             solutions, of which 9 would break 3); docs/rules.md
 -- Try it      duckdb runs/demo/run.duckdb -readonly -f sql/rules/ngram_repeated.sql
 with
 params as (
-    select coalesce(getvariable('max_ngram_repeats'), 9)::integer as max_ngram_repeats
+    select coalesce(getvariable('max_ngram_repeats'), 15)::integer as max_ngram_repeats
 ),
 
 features as (select * from stg_features),

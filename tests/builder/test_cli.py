@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import typer.main
+import yaml
+from typer.testing import CliRunner
 
 from builder.cli import app
 
@@ -109,3 +111,71 @@ def test_init_copies_recipe_and_sql_and_never_overwrites(tmp_path: Path) -> None
     assert (tmp_path / "mine" / "sql" / "rules" / "answer_wrong.sql").is_file()
     assert builder("plan", "mine/demo.yaml", "prompts.0.rows=null", cwd=tmp_path).returncode == 1  # no questions yet
     assert_one_message(builder("init", "mine", cwd=tmp_path), 2, "not empty")
+
+
+@pytest.fixture(scope="module")
+def _toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with toy.yaml and its selected run, as `builder select toy.yaml` leaves it."""
+    from release_toys import recipe, selected
+
+    folder = tmp_path_factory.mktemp("toy")
+    selected(folder / "runs" / "toy")
+    (folder / "toy.yaml").write_text(yaml.safe_dump(recipe().resolved()), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def toy(_toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, as the folder that commands run in, on a terminal of 80 columns."""
+    monkeypatch.chdir(_toy)
+    monkeypatch.setenv("COLUMNS", "80")
+    return _toy
+
+
+def here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command in this process, which need not import everything again."""
+    done = CliRunner().invoke(app, list(arguments))
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+
+
+@pytest.mark.usefixtures("toy")
+def test_explain_takes_id_and_overrides() -> None:
+    done = here("explain", "toy.yaml", "p-1.0-1", "selection.rules=[]", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["explain"]["outcome"].startswith("kept: in stage high-temperature")
+    assert_one_message(here("explain", "toy.yaml", "p-1.0-2"), 2, "did you mean 'p-1.0-")
+
+
+@pytest.mark.usefixtures("toy")
+def test_compare_takes_changes_and_refuses_a_misspelt_one() -> None:
+    done = here("compare", "toy.yaml", "--with", "selection.rules=[]", "--sample", "1")
+    assert done.returncode == 0, done.stderr
+    assert "3 in both, 3 only in A, 3 only in B" in " ".join(done.stdout.split())
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert_one_message(here("compare", "toy.yaml", "--with", "selection.kep=2"), 2, "did you mean 'keep'")
+    assert_one_message(here("compare", "toy.yaml", "--against", "gsm8"), 2, "did you mean 'gsm8k'")
+
+
+@pytest.mark.usefixtures("toy")
+def test_select_tells_the_funnel_apart_and_refuses_other_groups() -> None:
+    done = here("select", "toy.yaml", "--by", "temperature", "--json")
+    assert {row["temperature"] for row in json.loads(done.stdout)["funnel_by"]} == {0.6, 1.0}
+    assert_one_message(here("select", "toy.yaml", "--by", "domian"), 2, "did you mean 'domain'")
+
+
+@pytest.mark.usefixtures("toy")
+def test_rules_go_without_a_query() -> None:
+    assert_one_message(here("sql", "toy.yaml", "--rules", "--csv"), 2, "--rules")
+
+
+def test_a_reader_that_has_seen_enough_ends_a_query_quietly(toy: Path) -> None:
+    query = "select * from range(200000)"
+    with subprocess.Popen(
+        [sys.executable, "-m", "builder.cli", "sql", "toy.yaml", "--csv", "-c", query],
+        cwd=toy, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as done:  # fmt: skip
+        assert done.stdout is not None
+        assert done.stderr is not None
+        assert done.stdout.readline() == "range\n"
+        done.stdout.close()
+        assert done.stderr.read() == ""

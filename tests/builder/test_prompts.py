@@ -1,15 +1,17 @@
 import gzip
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from score_toys import reply
 
 from builder.config import Recipe
 from builder.errors import SourceError
 from builder.prompts import Prompts, load_prompts, write_prompts
-from builder.store import Run
+from builder.store import Run, columns_table
 
 QUESTIONS = [
     {"prompt": "What is 1 + 1?", "gold": "2", "gold_type": "number", "domain": "math", "licence": "MIT"},
@@ -175,3 +177,19 @@ def test_a_file_in_place_of_the_recipes_source_may_use_standard_columns_and_that
     found = load_prompts(Recipe.model_validate({"name": "r", "prompts": [source]}))
     assert [(row["messages"][0]["content"], row["gold"]) for row in found.rows] == [("1+1?", "2")]
     assert "no column 'question'" in found.notes[0]
+
+
+def test_prompts_of_imported_replies_stay_when_a_recipe_brings_others(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    rows = [
+        {"prompt_id": name, "sources": [], "gold_conflicts": 0, "messages": [{"role": "user", "content": name}]}
+        for name in ("old", "imported", "new")
+    ]
+    write_prompts(run, Prompts(rows[:2], 2, 0, 0))
+    imported = reply("r") | {"prompt_id": "imported", "received_at": None}
+    asked = reply("s") | {"prompt_id": "old", "received_at": datetime.now(UTC)}
+    run.append("responses", columns_table("responses", [imported, asked]))
+    write_prompts(run, Prompts(rows[2:], 1, 0, 0))
+    assert set(run.read("prompts")["prompt_id"]) == {"imported", "new"}
+    write_prompts(run, Prompts([], 0, 0, 0))
+    assert set(run.read("prompts")["prompt_id"]) == {"imported"}

@@ -3,7 +3,6 @@
 import time
 from pathlib import Path
 
-import duckdb
 import pytest
 
 from builder.errors import SqlError, TableError, UsageError
@@ -11,7 +10,7 @@ from builder.rules import SqlFile, check_parameters, find_sql, load_sql, parse_f
 from builder.sqlcheck import parse_select
 from builder.sqlrun import Limits, Step, query, run_files, run_steps
 from builder.staging import build_staging
-from builder.store import Run
+from builder.store import Run, columns_table
 
 SMALL = Limits(memory_mb=256, threads=1, seconds=20, temp_mb=64)
 EMPTY_RULE = "select null::varchar as response_id, null::double as observed, null::double as threshold limit 0"
@@ -21,15 +20,14 @@ EMPTY_RULE = "select null::varchar as response_id, null::double as observed, nul
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with replies a, b (prompt p, 0.6) and c (prompt q, 1.0)."""
     run = Run(tmp_path_factory.mktemp("run"))
+    reply = {
+        **{"role": "teacher", "model": "m", "sample_index": 0, "completion_tokens": 10, "reasoning_format": "none"},
+        **{"tool_calls": 0, "replaced_characters": 0, "prefix_chars": 0},
+    }
+    rows = [("a", "p", 0.6), ("b", "p", 0.6), ("c", "q", 1.0)]
+    replies = [{"response_id": a, "prompt_id": b, "temperature": c, **reply} for a, b, c in rows]
+    run.append("responses", columns_table("responses", replies))
     build_staging(run, {})
-    with duckdb.connect(str(run.database)) as connection:
-        for name, prompt, temperature in (("a", "p", 0.6), ("b", "p", 0.6), ("c", "q", 1.0)):
-            connection.execute("insert into survivors values (?, ?, ?)", [name, prompt, temperature])
-            connection.execute(
-                "insert into stg_responses (response_id, prompt_id, role, temperature, completion_tokens) "
-                "values (?, ?, 'teacher', ?, 10)",
-                [name, prompt, temperature],
-            )
     return run.database
 
 
@@ -210,7 +208,7 @@ def test_files_are_found_by_name_beside_the_recipe_and_never_outside(tmp_path: P
         ("tail_lop", "did you mean 'tail_loop'"),
         ("absent.sql", "no file"),
         ("../../etc/passwd.sql", "outside"),
-        ("mine.py", "Python"),
+        ("absent.py", "no file"),
     ):
         with pytest.raises(UsageError, match=message):
             find_sql("rules", name, tmp_path)
@@ -247,3 +245,29 @@ def test_a_query_keeps_its_order_and_names_every_column(database: Path) -> None:
     rows = query(database, "select range as n, -range as m, 1 as n from range(50000) order by m")
     assert rows.column_names == ["n", "m", "n_1"]
     assert rows["m"].to_pylist() == sorted(rows["m"].to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("sql", "shown", "caret"),
+    [
+        ("-- my_rule\nselect response_id,\n  completion_token as observed,\n1 as threshold from stg_responses",
+         "LINE 3:   completion_token as observed,", "completion_token"),
+        ("select response_id, 1 as observed, 1 as threshold\nfrom stg_response", "LINE 2: from stg_response",
+         "stg_response"),
+        ("\n" * 8 + "select response_id, role::integer as observed,\n1 as threshold from stg_responses",
+         "LINE 9: select response_id, role::integer as observed,", "role::integer"),
+    ],
+)  # fmt: skip
+def test_an_error_points_at_its_place_in_the_file(database: Path, sql: str, shown: str, caret: str) -> None:
+    with pytest.raises(SqlError) as caught:
+        run_files(database, [rule(sql)], {})
+    lines = str(caught.value).splitlines()
+    assert shown in lines
+    place = lines[lines.index(shown) + 1].index("^")
+    assert shown.index(caret) <= place < shown.index(caret) + len(caret)
+
+
+def test_an_error_in_no_place_of_the_file_shows_none(database: Path) -> None:
+    with pytest.raises(SqlError, match="Could not convert string 'many'") as caught:
+        run_files(database, [rule(values("('a', 'many', 1)"))], {})
+    assert "create or replace" not in str(caught.value) and "LINE" not in str(caught.value)

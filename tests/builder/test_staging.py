@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from builder.config import Recipe, Student
 from builder.errors import TableError
 from builder.models import student_id
 from builder.sqlrun import query
-from builder.staging import build_staging, staging_variables
+from builder.staging import build_staging, is_staged, staging_variables
 from builder.store import Run, columns_table
 
 STUDENT = Student(model="org/student")
@@ -62,12 +63,23 @@ def test_staged_tables_follow_the_parts(tmp_path: Path) -> None:
     assert "stg_responses" in build_staging(run, variables)
     assert build_staging(run, variables) == []
     run.append("responses", columns_table("responses", [reply("i", "q")]))
-    assert build_staging(run, variables) == ["stg_responses", "stg_verdicts", "stg_candidates", "survivors"]
+    assert build_staging(run, variables) == [
+        "stg_responses",
+        "stg_verdicts",
+        "stg_candidates",
+        "reply_numbers",
+        "survivors",
+    ]
     run.replace("prompts", columns_table("prompts", [prompt("p"), prompt("q", gold="5")]))
     assert "stg_prompts" in build_staging(run, variables)
     found = query(run.database, "select count(*) as n, count(gold) as golds from stg_candidates").to_pylist()
     assert found == [{"n": 4, "golds": 2}]
-    assert build_staging(run, {**variables, "student_id": "another student"}) == ["stg_scores", "stg_sentences"]
+    assert build_staging(run, {**variables, "student_id": "another student"}) == [
+        "stg_scores",
+        "stg_sentences",
+        "stg_candidates",
+        "survivors",
+    ]
     assert query(run.database, "select response_id from stg_scores").to_pylist() == [{"response_id": "f"}]
 
 
@@ -100,3 +112,60 @@ def test_the_named_verifier_decides_else_the_strictest_verdict(tmp_path: Path) -
     build_staging(run, {})
     rows = query(run.database, "select response_id, verdict from stg_candidates order by response_id").to_pylist()
     assert rows == [{"response_id": "a", "verdict": "correct"}, {"response_id": "b", "verdict": "wrong"}]
+
+
+def test_a_run_in_a_folder_whose_name_is_a_pattern_reads_its_own_rows(tmp_path: Path) -> None:
+    run, neighbour = make_run(tmp_path / "a[1]"), Run(tmp_path / "a1")
+    neighbour.append("responses", columns_table("responses", [reply("foreign", "p")]))
+    build_staging(run, {})
+    assert query(run.database, "select count(*) as n from stg_responses").to_pylist() == [{"n": len(REPLIES)}]
+    run.replace("rejections", columns_table("rejections", [{"response_id": "a", "rule_name": "mine"}]))
+    build_staging(run, {})
+    with duckdb.connect(str(run.database), read_only=True) as connection:
+        assert connection.execute("select rule_name from stg_rejections").fetchall() == [("mine",)]
+
+
+def test_large_and_changing_tables_are_views_that_sql_reads_inside_and_outside_the_sandbox(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    sentences = [
+        {"response_id": "f", "student_id": student, "p_teacher": [0.5]}
+        for student in (student_id(STUDENT), "another student")
+    ]
+    run.append("sentences", columns_table("sentences", sentences))
+    run.replace("rejections", columns_table("rejections", [{"response_id": "a", "rule_name": "mine"}]))
+    variables = staging_variables(Recipe(name="test", student=STUDENT))
+    build_staging(run, variables)
+    counts = (
+        "select (select count(*) from stg_sentences) as sentences, (select count(*) from survivors) as survivors, "
+        "(select count(*) from stg_selection) as selected, (select min(rule_name) from stg_rejections) as rule"
+    )
+    expected = {"sentences": 1, "survivors": 2, "selected": 0, "rule": "mine"}
+    assert query(run.database, counts).to_pylist() == [expected]
+    with duckdb.connect(str(run.database), read_only=True) as connection:
+        assert connection.execute(counts).fetchall() == [tuple(expected.values())]
+        made = connection.execute("select table_name from duckdb_tables() where table_name like 'stg_s%'").fetchall()
+    assert made == [("stg_scores",)]
+    run.replace("rejections", columns_table("rejections", [{"response_id": "g", "rule_name": "other"}]))
+    assert is_staged(run, variables)
+    assert query(run.database, "select rule_name from stg_rejections").to_pylist() == [{"rule_name": "other"}]
+
+
+def test_a_run_that_was_moved_is_staged_again(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "before")
+    run.replace("rejections", columns_table("rejections", [{"response_id": "a", "rule_name": "mine"}]))
+    build_staging(run, {})
+    moved = Run(run.root.rename(tmp_path / "after"))
+    assert query(moved.database, "select rule_name from stg_rejections").num_rows == 1
+    assert build_staging(moved, {}) == ["stg_rejections", "stg_candidates", "survivors"]
+    with duckdb.connect(str(moved.database), read_only=True) as connection:
+        assert connection.execute("select count(*) from survivors").fetchall() == [(2,)]
+
+
+def test_a_database_with_tables_where_views_belong_is_brought_up_to_date(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    build_staging(run, {})
+    with duckdb.connect(str(run.database)) as connection:
+        connection.execute("drop view survivors; create table survivors as select 'old' as response_id")
+        connection.execute("delete from stg_built where name = 'survivors'")
+    assert build_staging(run, {}) == ["survivors"]
+    assert query(run.database, "select count(*) as n from survivors").to_pylist() == [{"n": 3}]

@@ -68,6 +68,51 @@ HOSTILE = [
     "select distinct on (prompt_id) * from stg_responses;",
     "select any_value(response_id) from stg_responses;",
     "select response_id, row_number() over () as rank from survivors;",
+    "select response_id from survivors order by temperature limit 3;",
+    "select response_id from survivors order by 1 limit 3;",
+    "select response_id from survivors order by temperature offset 3;",
+    "select response_id from survivors order by temperature fetch first 3 rows only;",
+    "select distinct on (prompt_id) * from survivors order by temperature;",
+    "select * from (select response_id from survivors order by temperature limit 1);",
+    "select response_id from survivors order by response_id limit 10 offset (random() * 10)::int;",
+    "select gen_random_uuid();",
+    "select uuidv7();",
+    "select today();",
+    "select getenv('HOME');",
+    "select version();",
+    "select setseed(0.5);",
+    "select write_log('x');",
+    "select approx_quantile(completion_tokens, 0.5) from stg_responses;",
+    "select * from stg_responses using sample reservoir(10 rows) repeatable (1);",
+    "select * from sniff_csv('/etc/passwd');",
+    "select * from read_blob('/etc/passwd');",
+    "select * from read_json_auto('/etc/passwd');",
+    "select * from parquet_scan('x');",
+    "select * from 'https://example.org/x.csv';",
+    "select * from information_schema.tables;",
+    "select * from pg_catalog.pg_class;",
+    "select * from sqlite_master;",
+    "select * from other.main.stg_responses;",
+    "select * from duckdb_logs();",
+    "select * from pragma_table_info('stg_responses');",
+    "summarize stg_responses;",
+    "use other;",
+    "begin;",
+    "detach run;",
+    "force install httpfs;",
+    "alter table stg_responses add column x int;",
+    "truncate stg_responses;",
+    "create secret (type s3);",
+    "create macro f() as 1;",
+    "prepare x as select 1;",
+    "execute x;",
+    "import database '/tmp/x';",
+    "merge into survivors using stg_scores using (response_id) when matched then delete;",
+    "pivot stg_responses on role using count(*);",
+    "select 1 -- */ ;\n; copy survivors to '/tmp/x';",
+    "/* select */ copy survivors to '/tmp/x';",
+    "select 1 /* -- */; install httpfs; /*",
+    "select ';' ; load httpfs",
     "select " + "(select " * 2000 + "1" + ")" * 2000,
     "select * from " + "(select * from " * 3000 + "x" + ")" * 3000,
     "select '" + "x" * 100_001 + "'",
@@ -103,6 +148,16 @@ def test_hostile_sql_is_refused_before_it_runs(sql: str) -> None:
         "now() > received_at",
         "temperature = getvariable('t')",
         "copy x to 'y'",
+        "1 = 1 -- \n; install httpfs",
+        "1 = 1 */ ; load httpfs /*",
+        "true) -- ",
+        "(select getenv('HOME')) = 'x'",
+        "response_id in (select response_id from survivors order by temperature limit 5)",
+        "response_id in (select response_id from 'x.parquet')",
+        "exists (with x as (delete from survivors returning *) select * from x)",
+        "exists (pragma database_list)",
+        "exists (set threads = 1)",
+        "uuid() > 'x'",
     ],
 )
 def test_a_stage_where_is_one_harmless_expression(text: str) -> None:
@@ -118,7 +173,10 @@ def test_honest_expressions_pass(text: str) -> None:
     check_expression(text, "stages.a.where")
 
 
-@pytest.mark.parametrize("text", ["", "a limit 1", "a; b", "random()", "all", "a) from x --", "a from x"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "a limit 1", "a; b", "random()", "all", "a) from x --", "a from x", "(select max(x) from glob('/*') t(x))"],
+)
 def test_a_stage_order_is_a_list_of_columns(text: str) -> None:
     with pytest.raises(SqlError, match=r"^stages\.a\.order_by"):
         check_order(text, "stages.a.order_by")
@@ -136,3 +194,31 @@ def test_a_syntax_error_shows_line_and_caret() -> None:
 def test_a_refusal_shows_line_and_caret() -> None:
     with pytest.raises(SqlError, match=r"(?s)read_text.*LINE 2: from read_text\('x'\);\n {13}\^"):
         rule("select 1\nfrom read_text('x');")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select response_id from survivors order by temperature, response_id limit 3;",
+        "select response_id from survivors order by all limit 3;",
+        "select distinct on (prompt_id) * from survivors order by temperature, response_id;",
+        "select response_id from survivors order by md5(response_id || ':1') limit 3;",
+        "select response_id from main.survivors;",
+    ],
+)
+def test_a_limit_with_a_total_order_passes(sql: str) -> None:
+    rule(sql)
+
+
+def test_an_order_that_may_tie_is_refused_with_the_reason() -> None:
+    with pytest.raises(SqlError, match=r"rows that tie come in any order; end the order in a unique key"):
+        rule("select response_id from survivors order by temperature limit 3;")
+
+
+@pytest.mark.parametrize(("text", "caret"), [("temperature = = 0.6", 14), ("random() < 0.5", 0)])
+def test_what_is_wrong_in_a_stage_is_shown_with_a_caret_under_it(text: str, caret: int) -> None:
+    with pytest.raises(SqlError) as caught:
+        check_expression(text, "stages.a.where")
+    shown, mark = str(caught.value).splitlines()[-2:]
+    assert shown == f"LINE: {text}"
+    assert mark.index("^") == len("LINE: ") + caret

@@ -1,5 +1,6 @@
 """Every SQL rule against its case file, on a plain DuckDB connection: the file runs unchanged."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,12 +69,12 @@ def test_case_file_has_a_null_a_clean_row_and_tries_every_parameter(name: str) -
     rows = [row for rows in case["given"].values() for row in rows]
     broken = {row["response_id"] for row in case["expect"]}
     assert any(value is None for row in rows for value in row.values())
-    assert "clean" in {row["response_id"] for row in rows} - broken
+    assert "clean" in {row.get("response_id") for row in rows} - broken
     assert broken
     tried = set(case.get("with_params", {}).get("params", {}))
     parameters = {parameter.name for parameter in load_sql("rules", RULES[name]).parameters}
     assert tried == parameters
-    assert not parameters or "exact" in {row["response_id"] for row in rows}
+    assert not parameters or "exact" in {row.get("response_id") for row in rows}
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -117,6 +118,18 @@ def test_one_parameter_name_means_one_thing_in_all_files() -> None:
             for parameter in load_sql(kind, path).parameters:
                 meaning = (parameter.type, parameter.default, parameter.unit)
                 assert meanings.setdefault(parameter.name, meaning) == meaning
+
+
+def test_docs_have_a_row_for_every_rule_with_its_defaults() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "rules.md").read_text(encoding="utf-8")
+    rows = {
+        cells[1].strip(" `"): cells for line in page.split("\n") if (cells := line.split("|"))[1:2] and "`" in cells[1]
+    }
+    assert sorted(rows) == sorted(RULES)
+    for name, path in RULES.items():
+        defaults = [str(parameter.default) for parameter in load_sql("rules", path).parameters]
+        said = re.findall(r"[\d.]+|false|true|none", rows[name][3].replace("4-grams", ""))
+        assert said == (defaults or ["none"]), name
 
 
 def test_margins_of_the_scores_are_those_that_the_selectors_accept() -> None:

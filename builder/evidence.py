@@ -1,0 +1,63 @@
+"""What rules about copies read is computed here, before they run, and only where a rule reads it."""
+
+from collections.abc import Iterable
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from builder.config import Recipe
+from builder.rules import SqlFile
+from builder.schema import TABLES
+from builder.sqlcheck import parse_select, walk
+from builder.store import Run, check_schema, columns_table
+
+EVIDENCE: Final = frozenset({"stg_duplicates", "stg_contaminations"})
+
+
+def reads_evidence(file: SqlFile) -> bool:
+    """Whether a rule reads what is computed here: it refuses to run on a run where nothing was compared."""
+    return not EVIDENCE.isdisjoint(_tables(file))
+
+
+def check_evidence(recipe: Recipe, files: Iterable[SqlFile]) -> None:
+    """Raise UsageError where a rule reads what the recipe gives no means to compute. Computes nothing."""
+    if any("stg_contaminations" in _tables(file) for file in files):
+        recipe.require_benchmarks()
+
+
+def update_evidence(run: Run, recipe: Recipe, files: Iterable[SqlFile]) -> None:
+    """Bring up to date what these rules and this selector read of near-duplicates and of benchmarks.
+
+    Raises UsageError where the recipe names no benchmark, SourceError for one that cannot be read.
+    """
+    read = {table for file in files for table in _tables(file)}
+    if "stg_contaminations" in read:
+        from builder.decontaminate import update_contaminations
+
+        update_contaminations(run, recipe.require_benchmarks())
+    if "stg_duplicates" in read:
+        from builder.dedup import update_duplicates
+
+        update_duplicates(run)
+
+
+def _tables(file: SqlFile) -> set[str]:
+    """Names of the tables that a file reads."""
+    tree = parse_select(file.text, file.label)
+    return {str(node["table_name"]).lower() for node in walk(tree) if node.get("type") == "BASE_TABLE"}
+
+
+def read_columns(run: Run, name: str, columns: list[str] | None = None) -> pa.Table:
+    """A table of the run, or some of its columns, in memory; empty where it was never written.
+
+    Raises TableError on a foreign schema. Neither `pyarrow.parquet.read_table` nor `Schema.empty_table`: both load
+    pandas, which takes 50 MB.
+    """
+    names = run.schema(name).names if columns is None else columns
+    tables = [columns_table(name, []).select(names)]
+    for part in run.parts(name):
+        check_schema(TABLES[name], part)
+        with pq.ParquetFile(part) as file:
+            tables.append(file.read(columns=names).cast(tables[0].schema))
+    return pa.concat_tables(tables)
