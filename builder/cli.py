@@ -251,8 +251,9 @@ def sql(
     from builder.published import is_dataset
     from builder.sqlshell import show_query, show_rules
 
-    if rules and (as_csv or query is not None or file is not None):
-        raise UsageError("--rules lists rules and selectors; it goes without a query and without --csv.")
+    with messages(debug):
+        if rules and (as_csv or query is not None or file is not None):
+            raise UsageError("--rules lists rules and selectors; it goes without a query and without --csv.")
     if is_dataset(recipe) and not rules:
         with messages(debug):
             reporter = Reporter(as_json=as_json)
