@@ -194,6 +194,6 @@ def _show(demo: _Demo, results: Mapping[str, Any]) -> None:
     )
     demo.console.print(f"Look: {demo.folder.name}/report.html (models/, runs/demo/ and results.json lie beside it).")
     demo.console.print(
-        f"Change a filter: cd {demo.folder.name}; builder select demo 'selection.rules=[answer_wrong]'",
+        f"Change a filter: cd {demo.folder.name}; builder compare demo --with selection.selector=longest",
         markup=False,
     )
