@@ -67,9 +67,9 @@ def update_features(run: Run, *, shard: int = 0, workers: int | None = None) -> 
     TableError where a part of responses cannot be read or no worker can be started.
     """
     drop_outdated(run)
-    todo = _todo(run)
-    batches = ((index, replies) for index, (part, ids) in enumerate(todo) for replies in _replies(part, ids))
-    total = sum(_text_bytes(part, len(ids)) for part, ids in todo)
+    missing = _missing(run)
+    batches = ((index, replies) for index, (part, ids) in enumerate(missing) for replies in _replies(part, ids))
+    total = sum(_text_bytes(part, len(ids)) for part, ids in missing)
     if total <= _SMALL_BYTES:
         done: Iterator[tuple[int, list[Row]]] = ((index, [_row(reply) for reply in some]) for index, some in batches)
     else:
@@ -104,18 +104,18 @@ def _is_current(part: Path) -> bool:
     return found.equals(wanted) and (found.metadata or {}).get(b"version") == wanted.metadata[b"version"]
 
 
-def _todo(run: Run) -> list[tuple[Path, "pa.Array[Any]"]]:
+def _missing(run: Run) -> list[tuple[Path, "pa.Array[Any]"]]:
     """Parts of responses with the ids in each that have no features yet; an id counts for the first part it is in."""
     known = _ids(run.parts("features"))
-    todo = []
+    found = []
     for part in run.parts("responses"):
         check_schema(RESPONSES, part)
         ids = _ids([part])
         missing = ids.filter(pc.invert(pc.is_in(ids, value_set=known)))
         if len(missing):
-            todo.append((part, missing))
+            found.append((part, missing))
             known = pa.concat_arrays([known, missing])
-    return todo
+    return found
 
 
 def _ids(parts: Iterable[Path]) -> "pa.Array[Any]":
