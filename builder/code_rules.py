@@ -28,7 +28,7 @@ import pyarrow as pa
 from builder.config import Recipe
 from builder.errors import SqlError, UsageError
 from builder.models import student_id
-from builder.rules import KINDS, Parameter, SqlFile, Value
+from builder.sqlfile import KINDS, Parameter, SqlFile, Value
 from builder.store import Run
 
 _FUNCTIONS: Final = {"rules": "rule", "selectors": "selector"}

@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 
 from builder.config import Benchmark
 from builder.errors import SourceError
-from builder.evidence import read_columns
 from builder.identity import canonical_json, sha256_hex
 from builder.prompts import open_source
 from builder.store import Run, columns_table
@@ -69,8 +68,8 @@ def update_contaminations(run: Run, benchmarks: Mapping[str, Benchmark]) -> int:
     SourceError for a benchmark that cannot be read, naming the row.
     """
     compared_with = benchmarks_id(benchmarks)
-    ids = read_columns(run, "prompts", ["prompt_id"])["prompt_id"]
-    before = read_columns(run, "contaminations")
+    ids = run.columns("prompts", ["prompt_id"])["prompt_id"]
+    before = run.columns("contaminations")
     alike = pc.is_in(before["compared_with"], value_set=pl.Series([compared_with]).to_arrow())
     stays = before.filter(pc.and_(alike, pc.is_in(before["prompt_id"], value_set=ids)))
     new = ids.filter(pc.invert(pc.is_in(ids, value_set=stays["prompt_id"]))).combine_chunks()

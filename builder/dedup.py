@@ -24,7 +24,6 @@ import pyarrow.parquet as pq
 from rensa import RMinHash  # type: ignore[import-untyped]
 
 from builder.errors import TableError
-from builder.evidence import read_columns
 from builder.schema import CANDIDATE_ROLES, DUPLICATES, SIGNATURES
 from builder.store import Run
 from builder.text import canonical_text
@@ -55,11 +54,11 @@ def update_duplicates(run: Run, *, shard: int = 0) -> int:
     between others stays. The result does not depend on how often this ran. Raises TableError when the disk refuses.
     """
     _update_signatures(run, shard)
-    names = read_columns(run, "signatures", ["response_id", "prompt_id"])
+    names = run.columns("signatures", ["response_id", "prompt_id"])
     places = pc.sort_indices(names, sort_keys=[("prompt_id", "ascending"), ("response_id", "ascending")])
     names = names.take(places)
     ids = _ids(names)
-    before = read_columns(run, "duplicates")
+    before = run.columns("duplicates")
     known = pc.is_in(ids, value_set=_ids(before)).to_numpy(zero_copy_only=False).copy()
     new = int(np.count_nonzero(~known))
     old, old_similarities = _kept(before, ids)
@@ -140,8 +139,8 @@ def _earlier(pairs: Pairs) -> Numbers:
 
 def _update_signatures(run: Run, shard: int) -> None:
     """Sign the replies that have no signature yet, part by part: an interruption loses one part."""
-    known = _ids(read_columns(run, "signatures", ["response_id"]))
-    replies = read_columns(run, "responses", ["response_id", "role"])
+    known = _ids(run.columns("signatures", ["response_id"]))
+    replies = run.columns("responses", ["response_id", "role"])
     ours = replies.filter(pc.is_in(replies["role"], value_set=pl.Series(CANDIDATE_ROLES).to_arrow()))
     new = _ids(ours.filter(pc.invert(pc.is_in(ours["response_id"], value_set=known))))
     for part in run.parts("responses") if len(new) else []:

@@ -3,14 +3,10 @@
 from collections.abc import Iterable
 from typing import Final
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from builder.config import Recipe
-from builder.rules import SqlFile
-from builder.schema import TABLES
 from builder.sqlcheck import parse_select, walk
-from builder.store import Run, check_schema, columns_table
+from builder.sqlfile import SqlFile
+from builder.store import Run
 
 EVIDENCE: Final = frozenset({"stg_duplicates", "stg_contaminations"})
 
@@ -46,18 +42,3 @@ def _tables(file: SqlFile) -> set[str]:
     """Names of the tables that a file reads."""
     tree = parse_select(file.text, file.label)
     return {str(node["table_name"]).lower() for node in walk(tree) if node.get("type") == "BASE_TABLE"}
-
-
-def read_columns(run: Run, name: str, columns: list[str] | None = None) -> pa.Table:
-    """A table of the run, or some of its columns, in memory; empty where it was never written.
-
-    Raises TableError on a foreign schema. Neither `pyarrow.parquet.read_table` nor `Schema.empty_table`: both load
-    pandas, which takes 50 MB.
-    """
-    names = run.schema(name).names if columns is None else columns
-    tables = [columns_table(name, []).select(names)]
-    for part in run.parts(name):
-        check_schema(TABLES[name], part)
-        with pq.ParquetFile(part) as file:
-            tables.append(file.read(columns=names).cast(tables[0].schema))
-    return pa.concat_tables(tables)

@@ -14,9 +14,9 @@ from builder.code_rules import CodeFile, as_sql, candidates, run_code, run_rules
 from builder.compare import prepare
 from builder.config import Recipe
 from builder.find_reply import find_reply, rows_of
-from builder.rules import Parameter, SqlFile
 from builder.schema import MARGINS
 from builder.selection_steps import Plan, rule_steps, selection_steps
+from builder.sqlfile import Parameter, SqlFile
 from builder.sqlrun import Step, run_steps
 from builder.store import Run
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from builder.errors import TableError, VerifyError
 from builder.identity import sha256_hex
-from builder.ngrams import CODE, FORMULA, PROSE, Marks, repetition
+from builder.ngrams import CODE, FORMULA, PROSE, Marks
 from builder.refusals import refuses
 from builder.repeats import (
     MIN_PARAGRAPH_CHARS,
@@ -26,6 +26,7 @@ from builder.repeats import (
     paragraph_spans,
     tail_loop_chars,
 )
+from builder.repetition import repetition
 from builder.schema import FEATURES, RESPONSES
 from builder.scripts import OTHER, SCRIPTS, kinds
 from builder.store import Run, check_schema
@@ -179,7 +180,7 @@ def _in_workers(batches: Iterable[tuple[int, list[Reply]]], workers: int) -> Ite
 
 
 def batch_features(replies: list[Reply]) -> list[Row]:
-    """Features of some replies, by compiled code where numba is installed; what a worker process runs."""
+    """Features of some replies, by compiled code; what a worker process runs."""
     return [_row(reply, fast=True) for reply in replies]
 
 

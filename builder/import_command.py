@@ -12,7 +12,7 @@ from builder.import_release import derive, import_release
 from builder.import_result import Declared, show_imported
 from builder.importing import import_files
 from builder.published import database, open_published
-from builder.rules import Value
+from builder.sqlfile import Value
 from builder.store import Run
 
 RELEASE: Final = "release"

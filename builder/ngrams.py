@@ -4,17 +4,16 @@ A *word* is a run of letters, digits and underscores; every other visible charac
 every Han, Kana or Hangul character, because those scripts write no spaces. A formula is one word, since algebra repeats
 its symbols whoever writes it; code is left out.
 
-numpy counts them, and so does a compiled loop, for what is worth loading it (half a second) and where numba is there.
+Here numpy counts them; `builder.ngram_loop` does the same compiled.
 """
 
-from collections.abc import Callable
-from functools import cache, lru_cache
-from typing import Any, Final, NamedTuple
+from functools import lru_cache
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from builder.scripts import HAN, HANGUL, MARK, SPACE, kinds
+from builder.scripts import HAN, HANGUL, MARK, SPACE
 
 NGRAM_WORDS: Final = 20
 DIVERSITY_WORDS: Final = 4
@@ -28,36 +27,6 @@ _STEP: Final = 0xBF58476D1CE4E5B9
 Codes = npt.NDArray[np.uint32]
 Marks = npt.NDArray[np.uint8]
 Hashes = npt.NDArray[np.uint64]
-Loop = Callable[[Codes, Marks, Marks], tuple[int, int, int]]
-
-
-class Repetition(NamedTuple):
-    """Occurrences of the most repeated 20-gram of words, overlapping ones included; different 4-grams; all 4-grams."""
-
-    most: int
-    different: int
-    fours: int
-
-
-def repetition(codes: Codes, quiet: Marks, *, fast: bool = False) -> Repetition:
-    """Repetition in a text of code points `codes`, each of which stands in prose, a formula or code: `quiet`.
-
-    Both of shape (characters,). `fast` asks for compiled code: some ten times as fast, once it is loaded.
-    """
-    run = (compiled() if fast else None) or by_numpy
-    most, different, fours = run(codes, quiet, kinds())
-    return Repetition(int(most), int(different), int(fours))
-
-
-@cache
-def compiled() -> Loop | None:
-    """The compiled pass; None where numba is not installed. The machine code is kept on disk between processes."""
-    try:
-        from builder.ngram_loop import repetition_loop
-    except (ImportError, RuntimeError):  # RuntimeError: numba finds no folder where it may keep machine code
-        return None
-    loop: Loop = repetition_loop
-    return loop
 
 
 def by_numpy(codes: Codes, quiet: Marks, table: Marks) -> tuple[int, int, int]:

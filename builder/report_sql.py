@@ -11,8 +11,9 @@ import duckdb
 from pyarrow.dataset import dataset
 
 from builder.resources import resource
-from builder.rules import Value, catalogue
+from builder.rules import catalogue
 from builder.schema import TABLES
+from builder.sqlfile import Value
 from builder.store import Run, check_schema
 
 _TABLES: Final = ("responses", "sentences", "selection")

@@ -3,72 +3,19 @@
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from builder.code_rules import load_code
 from builder.errors import SqlError, UsageError
-from builder.identity import sha256_hex
 from builder.resources import resource
 from builder.sqlcheck import Tree, function_name, parse_select, walk
+from builder.sqlfile import KINDS, Parameter, SqlFile, Value
 
-KINDS: Final = {"rules": "rule", "selectors": "selector", "reports": "report", "mix": "mix", "staging": "staging"}
 LABELS: Final = ("Purpose", "Inputs", "Output", "Parameters", "Source", "Try it")
 _LABEL: Final = re.compile(rf"^-- ({'|'.join(LABELS)})\s+(\S.*)$")
 _CONTINUATION: Final = re.compile(r"^--\s{6,}(\S.*)$")
 _PARAMETER: Final = re.compile(r"^(?P<name>\w+): (?P<unit>.+), default (?P<default>.+)$")
-_INTEGERS: Final = ("TINYINT", "SMALLINT", "INTEGER", "INT", "BIGINT", "HUGEINT")
-_NUMBERS: Final = (*_INTEGERS, "DOUBLE", "FLOAT", "REAL", "DECIMAL", "NUMERIC")
-
-Value = float | int | str | bool
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A number or word that a recipe may set: declared in the `params` CTE and in one header line."""
-
-    name: str
-    type: str
-    default: str | None
-    unit: str
-
-    def check(self, value: Value, where: str) -> None:
-        """Raise UsageError where a recipe's value is not of the declared type."""
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = {
-            "BOOLEAN": isinstance(value, bool),
-            "VARCHAR": isinstance(value, str),
-            "TEXT": isinstance(value, str),
-            **dict.fromkeys(_NUMBERS, number),
-            **dict.fromkeys(_INTEGERS, number and float(value) == int(value) if number else False),
-        }.get(self.type, True)
-        if not fits:
-            raise UsageError(f"{where} is {value!r}, but parameter {self.name} is {self.type.lower()}: {self.unit}.")
-
-
-@dataclass(frozen=True)
-class SqlFile:
-    """One SQL file: its text and what it says of itself."""
-
-    name: str
-    kind: str
-    path: Path
-    text: str
-    header: Mapping[str, list[str]]
-    parameters: tuple[Parameter, ...]
-
-    @property
-    def label(self) -> str:
-        """What messages call it."""
-        return f"{KINDS[self.kind]} {self.name} ({self.path})"
-
-    @property
-    def sha256(self) -> str:
-        return sha256_hex(self.text)
-
-    @property
-    def purpose(self) -> str:
-        return " ".join(self.header.get("Purpose", []))
 
 
 def catalogue(kind: str) -> dict[str, Path]:
@@ -110,8 +57,6 @@ def load_sql(kind: str, path: Path) -> SqlFile:
     except (OSError, UnicodeDecodeError) as error:
         raise SqlError(f"{KINDS[kind].capitalize()} file {path} cannot be read: {error}") from error
     if path.suffix == ".py":
-        from builder.code_rules import load_code  # it builds on this module
-
         return load_code(kind, path, text)
     return parse_file(kind, path, text)
 

@@ -16,9 +16,10 @@ from builder.errors import TableError, UsageError
 from builder.evidence import check_evidence, update_evidence
 from builder.features import update_features
 from builder.identity import canonical_json, sha256_hex
-from builder.rules import SqlFile, Value, catalogue, check_parameters, find_sql, load_sql
+from builder.rules import catalogue, check_parameters, find_sql, load_sql
 from builder.selection_steps import Plan, rule_steps, selection_steps
 from builder.sqlcheck import check_expression, check_order
+from builder.sqlfile import SqlFile, Value
 from builder.sqlrun import Limits, run_steps
 from builder.stages import is_mixed, stages_with
 from builder.staging import build_staging, is_staged, staging_variables

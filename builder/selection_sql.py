@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from builder.config import Stage
-from builder.rules import Value, catalogue, load_sql
+from builder.rules import catalogue, load_sql
 from builder.schema import MARGINS, TABLES
+from builder.sqlfile import Value
 from builder.sqlrun import Step
 
 # What each packaged selector ranks by, as in sql/reports/spread.sql; the count is read at the margin's slot.

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from builder.config import Recipe, Stage
-from builder.rules import SqlFile, Value, catalogue
+from builder.rules import catalogue
 from builder.selection_sql import kept_rows, margin_slot, spread_steps
 from builder.sqlcheck import quoted
+from builder.sqlfile import SqlFile, Value
 from builder.sqlrun import Step, mix_step, ranks_step, rows_step, rule_step, selector_step
 
 _STAGE_COLUMNS: Final = (

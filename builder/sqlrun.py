@@ -16,8 +16,9 @@ import duckdb
 import pyarrow as pa
 
 from builder.errors import SqlError, TableError
-from builder.rules import SqlFile, Value, check_parameters
+from builder.rules import check_parameters
 from builder.sqlcheck import parse_select, quoted, without_line_number
+from builder.sqlfile import SqlFile, Value
 
 RULE_COLUMNS: Final = (("response_id", "varchar"), ("observed", "double"), ("threshold", "double"))
 MIX_COLUMNS: Final = (("grain_id", "varchar"), ("stage", "varchar"))

@@ -12,7 +12,8 @@ from builder.config import Recipe
 from builder.console import Reporter
 from builder.errors import UsageError
 from builder.grid import folded, grid, plain, stacked
-from builder.rules import SqlFile, Value, catalogue, find_sql, load_sql
+from builder.rules import catalogue, find_sql, load_sql
+from builder.sqlfile import SqlFile, Value
 from builder.sqlrun import query as run_query
 
 _SHOWN_ROWS: Final = 200

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from builder.features import quiet_marks, text_features
-from builder.ngrams import DIVERSITY_WORDS, NGRAM_WORDS, compiled, repetition
+from builder.ngrams import DIVERSITY_WORDS, NGRAM_WORDS
+from builder.repetition import compiled, repetition
 from builder.text import quiet_spans
 
 ROUNDS = 3

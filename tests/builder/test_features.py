@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from builder import features as module
 from builder.errors import TableError
 from builder.features import LONGEST_FORMULA, compute_features, text_features, update_features
-from builder.ngrams import compiled
 from builder.refusals import refuses
 from builder.repeats import tail_loop_chars
+from builder.repetition import compiled
 from builder.schema import FEATURES
 from builder.store import Run, columns_table
 from builder.text import quiet_spans

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from builder.errors import SqlError, TableError, UsageError
-from builder.rules import SqlFile, check_parameters, find_sql, load_sql, parse_file
+from builder.rules import check_parameters, find_sql, load_sql, parse_file
 from builder.sqlcheck import parse_select
+from builder.sqlfile import SqlFile
 from builder.sqlrun import Limits, Step, query, run_files, run_steps
 from builder.staging import build_staging
 from builder.store import Run, columns_table

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from builder.errors import SqlError
-from builder.rules import SqlFile, parse_file
+from builder.rules import parse_file
 from builder.sqlcheck import check_expression, check_order
+from builder.sqlfile import SqlFile
 
 
 def rule(text: str) -> SqlFile:
