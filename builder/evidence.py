@@ -11,14 +11,20 @@ from builder.store import Run
 EVIDENCE: Final = frozenset({"stg_duplicates", "stg_contaminations"})
 
 
+def tables_of(file: SqlFile) -> set[str]:
+    """Names of the tables that a file reads."""
+    tree = parse_select(file.text, file.label)
+    return {str(node["table_name"]).lower() for node in walk(tree) if node.get("type") == "BASE_TABLE"}
+
+
 def reads_evidence(file: SqlFile) -> bool:
     """Whether a rule reads what is computed here: it refuses to run on a run where nothing was compared."""
-    return not EVIDENCE.isdisjoint(_tables(file))
+    return not EVIDENCE.isdisjoint(tables_of(file))
 
 
 def check_evidence(recipe: Recipe, files: Iterable[SqlFile]) -> None:
     """Raise UsageError where a rule reads what the recipe gives no means to compute. Computes nothing."""
-    if any("stg_contaminations" in _tables(file) for file in files):
+    if any("stg_contaminations" in tables_of(file) for file in files):
         recipe.require_benchmarks()
 
 
@@ -27,7 +33,7 @@ def update_evidence(run: Run, recipe: Recipe, files: Iterable[SqlFile]) -> None:
 
     Raises UsageError where the recipe names no benchmark, SourceError for one that cannot be read.
     """
-    read = {table for file in files for table in _tables(file)}
+    read = {table for file in files for table in tables_of(file)}
     if "stg_contaminations" in read:
         from builder.decontaminate import update_contaminations
 
@@ -36,9 +42,3 @@ def update_evidence(run: Run, recipe: Recipe, files: Iterable[SqlFile]) -> None:
         from builder.dedup import update_duplicates
 
         update_duplicates(run)
-
-
-def _tables(file: SqlFile) -> set[str]:
-    """Names of the tables that a file reads."""
-    tree = parse_select(file.text, file.label)
-    return {str(node["table_name"]).lower() for node in walk(tree) if node.get("type") == "BASE_TABLE"}

@@ -337,6 +337,7 @@ REJECTIONS: Final = Table(
             _column("rule_name", pa.string(), "file name of the rule", null=False),
             _column("observed", pa.float64(), "what the rule measured"),
             _column("threshold", pa.float64(), "what the rule allows"),
+            _column("reply", pa.int64(), "place of the reply among those of the run, as in reply_numbers"),
         ]
     ),
 )

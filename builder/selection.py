@@ -9,6 +9,7 @@ from typing import Any, Final
 import polars as pl
 import pyarrow as pa
 
+from builder import rejections
 from builder.code_rules import CodeFile, as_sql, candidates, refuse_code, run_code, run_rules
 from builder.config import Recipe
 from builder.decontaminate import benchmarks_id
@@ -17,12 +18,12 @@ from builder.evidence import check_evidence, update_evidence
 from builder.features import update_features
 from builder.identity import canonical_json, sha256_hex
 from builder.rules import catalogue, check_parameters, find_sql, load_sql
-from builder.selection_steps import Plan, rule_steps, selection_steps
+from builder.selection_steps import Plan, rule_steps, selection_steps, table_of
 from builder.sqlcheck import check_expression, check_order
 from builder.sqlfile import SqlFile, Value
 from builder.sqlrun import Limits, run_steps
 from builder.stages import is_mixed, stages_with
-from builder.staging import build_staging, is_staged, staging_variables
+from builder.staging import build_staging, is_staged, sources, staging_variables
 from builder.store import Run
 
 MIX: Final = "mixed_policy"
@@ -117,9 +118,15 @@ def select(
         new_features = update_features(run)
     update_evidence(run, recipe, [file for file in plan.files if not isinstance(file, CodeFile)])
     build_staging(run, staged)
-    found = decide(run, recipe, plan, limits=limits, allow_code=allow_code)
+    keys = rejections.made_from(plan, sources(run, staged))
+    known = rejections.known(run, keys)
+    found = decide(run, recipe, plan, limits=limits, allow_code=allow_code, known=known)
     result = _result(plan, found, new_features)
-    run.replace("rejections", found["stg_rejections"])
+    fresh = {rule.name: found[table_of(place)] for place, rule in enumerate(plan.rules) if rule.name not in known}
+    if fresh or set(known.values()) != set(run.parts("rejections")):
+        # a crash between the two tables leaves no selection rather than one beside the rejections of another
+        run.replace("selection", run.schema("selection").empty_table())
+        rejections.write(run, keys, known, fresh)
     run.replace("selection", found["selection_rows"])
     build_staging(run, staged)
     return result
@@ -147,26 +154,38 @@ def check_columns(recipe: Recipe, plan: Plan) -> None:
 
 
 def decide(
-    run: Run, recipe: Recipe, plan: Plan, *, limits: Limits | None = None, allow_code: bool = False
+    run: Run,
+    recipe: Recipe,
+    plan: Plan,
+    *,
+    limits: Limits | None = None,
+    allow_code: bool = False,
+    known: Mapping[str, Path] | None = None,
 ) -> dict[str, pa.Table]:
     """Run the plan on run.duckdb as it is; the tables that its steps fetch, by name. Stores nothing.
 
     Python rules run first, in this process, and the job reads their rows; a Python selector runs between two jobs, of
-    which the first finds the survivors.
+    which the first finds the survivors. `known` are the files with the rows of rules that need not run, by the rule's
+    name: then the rows of the other rules are fetched one by one, else all together.
     """
     if not allow_code:
         refuse_code(plan.files)
-    rules, given = run_rules(plan.rules, run, recipe)
+    rules, code = run_rules(plan.rules, run, recipe)
+    files = known or {}
+    rows = {table_of(place): files[rule.name] for place, rule in enumerate(rules) if rule.name in files}
+    given: dict[str, pa.Table | Path] = {**code, **rows}
+    there = None if known is None else rows.keys()
     selector = plan.selector
     ready = replace(plan, rules=rules)
     if isinstance(selector, CodeFile):
-        steps = [replace(step, fetch=step.into == "to_rank") for step in rule_steps(ready, recipe)]
+        steps = [replace(step, fetch=step.into == "to_rank") for step in rule_steps(ready, recipe, there)]
         ids = run_steps(run.database, steps, plan.variables, limits=limits, given=given)["to_rank"]["response_id"]
         survivors = pl.LazyFrame({"response_id": pl.Series(pl.from_arrow(ids))})
-        rows = candidates(run, recipe).join(survivors, on="response_id", how="semi")
-        given["code_ranks"] = run_code(selector, rows, recipe.selection.params)
+        to_rank = candidates(run, recipe).join(survivors, on="response_id", how="semi")
+        given["code_ranks"] = run_code(selector, to_rank, recipe.selection.params)
         ready = replace(ready, selector=as_sql(selector, "code_ranks"))
-    return run_steps(run.database, selection_steps(ready, recipe), plan.variables, limits=limits, given=given)
+    steps = selection_steps(ready, recipe, there)
+    return run_steps(run.database, steps, plan.variables, limits=limits, given=given)
 
 
 def plan_selection(recipe: Recipe, recipe_dir: Path | None = None, *, mixed: bool = False) -> Plan:

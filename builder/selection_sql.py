@@ -11,21 +11,26 @@ from builder.sqlfile import Value
 from builder.sqlrun import Step
 
 # What each packaged selector ranks by, as in sql/reports/spread.sql; the count is read at the margin's slot.
-_COUNT: Final = "scores.teacher_counts[{slot}]"
+_COUNT: Final = "teacher_counts[{slot}]"
 _RANKED_BY: Final = {
     "teacher_sentence_count": _COUNT,
     "fewest_teacher_sentences": _COUNT,
     "length_matched": _COUNT,
-    "teacher_share": f"{_COUNT} / nullif(scores.sentence_count - scores.short_sentences, 0)",
-    "mean_delta": "scores.mean_delta",
-    "longest": "to_rank.completion_tokens",
+    "teacher_share": f"{_COUNT} / nullif(counted_sentences, 0)",
+    "mean_delta": "mean_delta",
+    "longest": "completion_tokens",
 }
 _STRING: Final = re.compile(r"'[^']*'")
 _WORD: Final = re.compile(r"[^\W\d]\w*|\*")
 _HARMLESS: Final = frozenset(
-    {*TABLES["responses"].schema.names, "rank", "and", "or", "not", "in", "is", "null", "nulls", "first", "last",
-     "asc", "desc", "between", "like", "true", "false"}
+    {"rank", "and", "or", "not", "in", "is", "null", "nulls", "first", "last", "asc", "desc", "between", "like", "true",
+     "false"}
 )  # fmt: skip
+# What holds a stage's columns, the cheapest first, with the key that it joins by.
+_SOURCES: Final = (
+    ("reply_numbers", "reply", {"response_id", "prompt_id", "temperature", "role", "completion_tokens"}),
+    ("stg_responses", "response_id", set(TABLES["responses"].schema.names)),
+)
 _SPREAD: Final = """
 with graded as (
     -- no candidate, a single one, a tie, a spread; a missing value beside a known one is a difference
@@ -34,7 +39,6 @@ with graded as (
         when count({value}) = 0 or (count({value}) = count(*) and min({value}) = max({value})) then 2
         else 3 end as grade
     from to_rank
-    {scores}
     group by asked
 ),
 
@@ -69,22 +73,18 @@ def spread_steps(variables: Mapping[str, Value]) -> list[Step]:
     if slot is None:
         return [Step("spread", load_sql("reports", catalogue("reports")["spread"]).text, "spread", fetch=True)]
     value = _RANKED_BY.get(str(variables["ranked_by"]))
-    scores = "left join stg_scores as scores on scores.response_id = to_rank.response_id and scores.status = 'ok'"
-    sql = _SPREAD.format(
-        value=(value or "null").format(slot=slot),
-        is_known=str(value is not None).lower(),
-        scores=scores if value is not None and "scores." in value else "",
-    )
+    sql = _SPREAD.format(value=(value or "null").format(slot=slot), is_known=str(value is not None).lower())
     return [Step("spread", sql, "spread", fetch=True)]
 
 
 def kept_rows(stages: Iterable[Stage]) -> str:
     """SELECT of the kept replies with their rank, from which stages pick: rows of stg_candidates.
 
-    Where stages name nothing but columns of responses, those alone: four joins of millions of ids cost as much as all
+    Where stages name few columns, from a table that has those alone: four joins of millions of ids cost as much as all
     rules. A word that is not known here to be harmless gets the joins.
     """
     said = " ".join(text.lower() for stage in stages for text in (stage.where, stage.order_by) if text)
-    is_light = set(_WORD.findall(_STRING.sub("", said))) <= _HARMLESS
-    rows = "stg_responses" if is_light else "stg_candidates"
-    return f"select c.*, kept.rank from {rows} as c join kept on kept.response_id = c.response_id"
+    words = set(_WORD.findall(_STRING.sub("", said))) - _HARMLESS
+    rows, key = next(((rows, key) for rows, key, columns in _SOURCES if words <= columns), ("stg_candidates", None))
+    key = key or "response_id"
+    return f"select c.*, kept.rank from {rows} as c join kept on kept.{key} = c.{key}"

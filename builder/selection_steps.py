@@ -1,6 +1,6 @@
 """A selection as SQL steps of one job: rules, survivors, ranks, stages, and the numbers of the funnel."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -40,47 +40,74 @@ class Plan:
         return (*self.rules, self.selector, *filter(None, [self.mix]))
 
 
-def selection_steps(plan: Plan, recipe: Recipe) -> list[Step]:
-    """The whole selection as one job: rules, survivors, ranks, stages, and the numbers of the funnel."""
-    return [*rule_steps(plan, recipe), *_rank_steps(plan, recipe), *_stage_steps(plan, recipe), *_count_steps(plan)]
+def selection_steps(plan: Plan, recipe: Recipe, known: Collection[str] | None = None) -> list[Step]:
+    """The whole selection as one job: rules, survivors, ranks, stages, and the numbers of the funnel.
+
+    With `known` as for `rule_steps`.
+    """
+    rules = rule_steps(plan, recipe, known)
+    return [*rules, *_rank_steps(plan, recipe), *_stage_steps(plan, recipe), *_count_steps(plan)]
 
 
-def rule_steps(plan: Plan, recipe: Recipe) -> list[Step]:
-    """Rules and what survives them. Tables of small numbers first: they join five times as fast as ids do."""
-    broken = {f"broken_{index}": rule for index, rule in enumerate(plan.rules)}
+def rule_steps(plan: Plan, recipe: Recipe, known: Collection[str] | None = None) -> list[Step]:
+    """Rules and what survives them. Tables of small numbers first: they join five times as fast as ids do.
+
+    Fetches `stg_rejections`. Or, given the tables of rules (`table_of`) whose rows are `known` and in the job, does not
+    ask those, and fetches the table of every other one, with the columns of `stg_rejections`.
+    """
+    tables = {table_of(place): rule for place, rule in enumerate(plan.rules)}
+    asked = {name: rule for name, rule in tables.items() if name not in (known or ())}
     names = f"[{', '.join(quoted(rule.name) for rule in plan.rules)}]" if plan.rules else "['']"
     rejections = (
-        f"select response_id, {names}[rule + 1] as rule_name, observed, threshold from broken "
-        "where role in ('teacher', 'mixed') order by reply, rule_name"
+        f"select replies.response_id, {names}[rule + 1] as rule_name, observed, threshold, reply "
+        "from broken join reply_numbers as replies using (reply) "
+        "where broken.role in ('teacher', 'mixed') {} order by reply, rule_name"
     )
+    found = Step("rejections", rejections.format(""), "stg_rejections", fetch=known is None, view=known is not None)
     whole = "anti join broken_by using (reply) " if recipe.selection.order == "rules-first" else ""
     to_rank = f"select * exclude (role) from reply_numbers {whole}where role = 'teacher'"
     return [
-        *[rule_step(rule, name) for name, rule in broken.items()],
-        rows_step(broken, "broken"),
+        *[rule_step(rule, name) for name, rule in asked.items()],
+        rows_step(tables, "broken", known or ()),
         Step("rules by reply", "select reply, count(*) as broken from broken group by reply", "broken_by"),
-        Step("rejections", rejections, "stg_rejections", fetch=True),
-        Step("replies to rank", to_rank, "to_rank"),
+        found,
+        *[
+            Step(rule.label, rejections.format(f"and rule = {place}"), table_of(place), fetch=True)
+            for place, rule in enumerate(plan.rules)
+            if known is not None and table_of(place) in asked
+        ],
+        Step("replies to rank", to_rank, "to_rank", view=True),
         Step("survivors", "select response_id, prompt_id, temperature from to_rank", "survivors", view=True),
     ]
+
+
+def table_of(place: int) -> str:
+    """Name, in a job, of the table with the rows of the plan's rule at this place."""
+    return f"broken_{place}"
 
 
 def _rank_steps(plan: Plan, recipe: Recipe) -> list[Step]:
     """The selector's ranks, and the replies that they and the rules leave.
 
-    A packaged selector counts sentences at margins off the grid only; at the others it is given none to read.
+    A packaged selector counts sentences at margins off the grid only; at the others it is given none to read. Its rows
+    are as it says, which tests show, so of those only the kept ones are looked up.
     """
     selector, is_packaged = plan.selector, plan.selector.path in catalogue("selectors").values()
     if is_packaged and margin_slot(plan.variables) is not None:
         selector = replace(selector, text=selector.text.replace("stg_sentences", "no_sentences"))
-    kept = (
-        f"select reply, response_id, rank from ranks anti join broken_by using (reply) "
-        f"where rank <= {recipe.selection.keep}"
-    )
+    keep = recipe.selection.keep
+    if is_packaged:
+        few = f"(from ranked where rank <= {keep})"
+        ranks = Step(
+            selector.label, f"select reply, response_id, rank from {few} join to_rank using (response_id)", "ranks"
+        )
+    else:
+        ranks = ranks_step(selector, "ranked", "to_rank", "ranks")
+    kept = f"select reply, response_id, rank from ranks anti join broken_by using (reply) where rank <= {keep}"
     return [
         Step("no sentences", _NO_SENTENCES, "no_sentences"),
         selector_step(selector, "ranked"),
-        ranks_step(plan.selector, "ranked", "to_rank", "ranks"),
+        ranks,
         Step("kept", kept, "kept"),
         Step("kept rows", kept_rows(plan.stages.values()), "kept_rows", view=True),
         Step("prompts with a gold", "select * from stg_prompts where gold is not null", "prompts_with_gold", view=True),
@@ -174,7 +201,7 @@ select
     count(*) as replies,
     count(*) filter (is_whole) as survivors,
     count(*) filter (is_kept) as kept,
-    (select count(*) from ranks) as ranked,
+    (select count(*) from ranked) as ranked,
     (select count(*) from survivors) as to_rank,
     avg(completion_tokens) filter (is_kept) as mean_tokens_kept,
     avg(completion_tokens) filter (not is_kept) as mean_tokens_dropped,

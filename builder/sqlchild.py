@@ -97,9 +97,7 @@ def offer_files(connection: Any, job: dict[str, Any]) -> None:
     text = " ".join(step["sql"] for step in job["steps"]).lower()
     made = {step["into"] for step in job["steps"]}
     for name, path in job["given"].items():
-        import pyarrow as pa
-
-        connection.register(name, pa.ipc.open_file(pa.memory_map(path)).read_all())
+        connection.register(name, read_rows(path))
     wanted = {name for name in VIEWS if name in text and name not in made}
     if "survivors" in wanted:
         wanted |= {"stg_rejections"} - made
@@ -109,6 +107,18 @@ def offer_files(connection: Any, job: dict[str, Any]) -> None:
     for name in VIEWS:
         if name in wanted:
             offer_view(connection, name, json.loads(built[name]), Path(job["database"]).parent)
+
+
+def read_rows(path: str) -> Any:
+    """The rows of an Arrow file or of a part of a table."""
+    if path.endswith(".parquet"):
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(path) as file:
+            return file.read()
+    import pyarrow as pa
+
+    return pa.ipc.open_file(pa.memory_map(path)).read_all()
 
 
 VIEWS = ("stg_sentences", "stg_rejections", "stg_selection", "survivors")

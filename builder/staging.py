@@ -51,7 +51,7 @@ STAGED: Final = (
     Staged("stg_rejections", ("rejections",), view=True),
     Staged("stg_selection", ("selection",), view=True),
     Staged("stg_candidates", (), view=True),
-    Staged("reply_numbers", ("responses",)),
+    Staged("reply_numbers", ("responses", "scores"), variables=("student_id",)),
     Staged("survivors", (), variables=("selection_order",), view=True),
 )
 
@@ -64,13 +64,18 @@ def staging_variables(recipe: Recipe) -> dict[str, str | None]:
     }
 
 
+def sources(run: Run, variables: Mapping[str, str | None]) -> dict[str, dict[str, Any]]:
+    """What decides the rows of each staged table, by its name: its SQL, and the parts that it reads."""
+    return {staged.name: _made_from(run, staged, variables) for staged in STAGED}
+
+
 def is_staged(run: Run, variables: Mapping[str, str | None]) -> bool:
     """Whether run.duckdb holds what the run's tables hold: then no table has changed since it was built."""
     if not run.database.is_file():
         return False
     with _open(run.database) as connection:
         built = _built(connection)
-    return all(built.get(staged.name) == _made_from(run, staged, variables) for staged in STAGED)
+    return built == sources(run, variables)
 
 
 def build_staging(run: Run, variables: Mapping[str, str | None]) -> list[str]:

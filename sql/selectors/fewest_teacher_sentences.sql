@@ -46,23 +46,35 @@ recounted as (
     group by sentence.response_id
 ),
 
+-- what scores hold at this margin, taken before the join, which would carry the lists along
+counted as (
+    select
+        scores.response_id,
+        scores.teacher_counts[margin.slot] as teacher_sentences,
+        scores.student_counts[margin.slot] as student_sentences,
+        scores.mean_delta
+    from stg_scores as scores
+    cross join margin
+    where scores.status = 'ok'
+),
+
 scored as (
     select
         survivors.response_id,
         survivors.prompt_id,
         survivors.temperature,
         case
-            when scores.response_id is not null and margin.slot is null and recounted.response_id is null
-                then error(scores.response_id || ' has a score but no row in stg_sentences; delete tables/scores and '
+            when counted.response_id is not null and margin.slot is null and recounted.response_id is null
+                then error(counted.response_id || ' has a score but no row in stg_sentences; delete tables/scores and '
                     || 'rerun builder score, or take one of the margins 0.05, 0.10 … 0.50')
-            else coalesce(recounted.teacher_sentences, scores.teacher_counts[margin.slot])
+            else coalesce(recounted.teacher_sentences, counted.teacher_sentences)
         end as teacher_sentences,
-        coalesce(recounted.student_sentences, scores.student_counts[margin.slot]) as student_sentences,
-        scores.mean_delta
+        coalesce(recounted.student_sentences, counted.student_sentences) as student_sentences,
+        counted.mean_delta
     from survivors
     cross join margin
-    left join stg_scores as scores on scores.response_id = survivors.response_id and scores.status = 'ok'
-    left join recounted on recounted.response_id = scores.response_id
+    left join counted on counted.response_id = survivors.response_id
+    left join recounted on recounted.response_id = counted.response_id
 ),
 
 ranked as (

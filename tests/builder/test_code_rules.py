@@ -52,7 +52,7 @@ def test_a_rule_and_a_selector_in_python_join_the_funnel_beside_sql(tmp_path: Pa
     assert kept(run) == ["b"]
     assert result.prompts_tied is None
     rejected = run.read("rejections").filter(pl.col("rule_name") == "too_short").rows()
-    assert rejected[0] == ("a", "too_short", 100.0, 150.0)
+    assert rejected[0] == ("a", "too_short", 100.0, 150.0, 0)
     lower = recipe(rules=["too_short.py"], selector="shortest.py", params={"min_tokens": 50})
     select(run, lower, recipe_dir=own, allow_code=True)
     assert kept(run) == shuffled("aeh")  # Polars ranks the unknown length of h first

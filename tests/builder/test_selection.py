@@ -142,9 +142,9 @@ def test_rules_first_keeps_the_best_survivor_of_each_prompt_and_temperature(tmp_
     result = select(run, recipe())
     assert kept(run) == shuffled("ceg")
     assert run.read("rejections").sort("response_id", "rule_name").rows() == [
-        ("d", "response_truncated", 1000.0, 1000.0),
-        ("h", "reasoning_missing", 0.0, 1.0),
-        ("h", "response_truncated", None, 1000.0),
+        ("d", "response_truncated", 1000.0, 1000.0, 3),
+        ("h", "reasoning_missing", 0.0, 1.0, 7),
+        ("h", "response_truncated", None, 1000.0, 7),
     ]
     assert result == SelectionResult(
         selection_id=result.selection_id,

@@ -78,6 +78,7 @@ def test_staged_tables_follow_the_parts(tmp_path: Path) -> None:
         "stg_scores",
         "stg_sentences",
         "stg_candidates",
+        "reply_numbers",
         "survivors",
     ]
     assert query(run.database, "select response_id from stg_scores").to_pylist() == [{"response_id": "f"}]
