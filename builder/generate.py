@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from builder import journal as journals
-from builder.ask import MAX_TRIES, Asker, Progress, Tally
+from builder.ask import Asker
 from builder.budget import Budget, BudgetSpent
 from builder.client import (
     AbsentError,
@@ -30,6 +30,7 @@ from builder.requests import Request, requests, satisfied, total
 from builder.rescore import check_rescoring
 from builder.seal import Sealer, seal_orphans
 from builder.store import Run
+from builder.tally import MAX_TRIES, Progress, Tally
 from builder.wire import Wire
 
 __all__ = ["MAX_TRIES", "Tally", "generate"]

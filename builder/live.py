@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from builder.ask import Tally
 from builder.store import Run
+from builder.tally import Tally
 
 EVERY_S: Final = 1.0
 STALE_S: Final = 15.0

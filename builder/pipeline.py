@@ -1,30 +1,34 @@
-"""The whole story on one screen: prompts → responses → scores → verdicts → selection → release."""
+"""The whole story on one screen: prompts → responses → scores → verdicts → selection → release.
+
+Modules of a step are imported where the step runs: the client alone takes as long as a small selection.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from builder.budget import Budget, open_budget
 from builder.code_rules import refuse_code
 from builder.config import Recipe
 from builder.console import Reporter
-from builder.continuation import continuing
 from builder.errors import BudgetError, EndpointError, ScoreError
-from builder.generate import MAX_TRIES, Tally, generate, send
 from builder.live import Live
-from builder.mix import MixResult, open_checkpoint, prepare, served
-from builder.prompts import Prompts, load_prompts, write_prompts
-from builder.release import Release, release
-from builder.requests import Request
-from builder.rescore import tokens_to_rescore
 from builder.schema import PAID_ROLES
-from builder.score import ScoreResult, score
 from builder.selection import SelectionResult, plan_selection, select
 from builder.show import note, show_generated, show_mixed, show_released, show_scored, show_selected, show_verified
 from builder.store import Run
-from builder.verify import VerifyResult, verify
-from builder.wire import Wire
+from builder.tally import MAX_TRIES, Tally
+
+if TYPE_CHECKING:
+    from builder.budget import Budget
+    from builder.mix import MixResult
+    from builder.prompts import Prompts
+    from builder.release import Release
+    from builder.requests import Request
+    from builder.score import ScoreResult
+    from builder.verify import VerifyResult
+    from builder.wire import Wire
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Steps:
     limits: Limits = Limits()
     allow_code: bool = False
 
-    def everything(self) -> Release:
+    def everything(self) -> "Release":
         """Every step in order; a selection that cannot run is refused before anything is paid."""
         plan = plan_selection(self.recipe, self.recipe_dir)
         if not self.allow_code:
@@ -62,12 +66,15 @@ class Steps:
         self.verify()
         return self.release(self.select())
 
-    def generate(self, *, strict: bool = True, forget_missing: bool = False) -> tuple[Prompts, Tally]:
+    def generate(self, *, strict: bool = True, forget_missing: bool = False) -> "tuple[Prompts, Tally]":
         """Ask what is missing. Raises EndpointError when requests kept failing, KeyboardInterrupt when interrupted.
 
         Requests that the endpoint refuses for good are an error too if `strict`, else a warning: nothing would mend it.
         Sealed replies that the tables lack are a TableError; `forget_missing` lets them be paid for again.
         """
+        from builder.generate import generate
+        from builder.prompts import load_prompts, write_prompts
+
         prompts = load_prompts(self.recipe, limit=self.limit)
         write_prompts(self.run, prompts, limited=self.limit is not None)
         wanted = len(prompts.rows) * len(self.recipe.generation.temperatures) * self.recipe.generation.samples
@@ -86,7 +93,9 @@ class Steps:
         self._settle("generate", tally, strict=strict)
         return prompts, tally
 
-    def _budget(self) -> Budget:
+    def _budget(self) -> "Budget":
+        from builder.budget import open_budget
+
         return open_budget(self.run, self.recipe.require_teacher(), self.limits.cost, self.limits.tokens)
 
     @contextmanager
@@ -122,11 +131,15 @@ class Steps:
         if tally.set_aside:
             self.reporter.warn(f"{missing}. The others go on; builder status names the errors.")
 
-    def mix(self, student: Path, endpoint: str | None = None) -> MixResult:
+    def mix(self, student: Path, endpoint: str | None = None) -> "MixResult":
         """Roll out the checkpoint in folder `student`, let the teacher finish, judge and select the result.
 
         Raises MixError where there is nothing to be had; the teacher's ability to go on is tried before anything else.
         """
+        from builder.continuation import continuing
+        from builder.mix import open_checkpoint, prepare, served
+        from builder.verify import verify
+
         policy = self.recipe.require_mixed_policy()
         checkpoint = open_checkpoint(self.recipe, student)
         self._select()
@@ -147,8 +160,10 @@ class Steps:
         self.select()
         return result
 
-    def _send(self, what: str, wire: Wire, requests: list[Request]) -> Tally:
+    def _send(self, what: str, wire: "Wire", requests: "list[Request]") -> Tally:
         """Send what is not stored, with progress. Raises as `_settle`."""
+        from builder.generate import send
+
         budget = self._budget() if wire.role in PAID_ROLES else None
         with self._watched(what, len(requests)) as progress:
             tally = send(self.run, self.recipe, wire, requests, len(requests), progress=progress, budget=budget)
@@ -156,11 +171,14 @@ class Steps:
         self._settle(what, tally, strict=False)
         return tally
 
-    def score(self, *, retry: bool = False) -> ScoreResult:
+    def score(self, *, retry: bool = False) -> "ScoreResult":
         """Score what this student has not scored; `retry` as in `builder.score`.
 
         Raises ScoreError when nothing can be and the selection needs it, BudgetError when rescoring would go over.
         """
+        from builder.rescore import tokens_to_rescore
+        from builder.score import score
+
         self._budget().require(tokens_to_rescore(self.run, self.recipe), "rescoring by the teacher")
         with self.reporter.progress("score") as meter:
             result = score(self.run, self.recipe, shard=self.shard[0], retry=retry, progress=meter.update)
@@ -174,8 +192,10 @@ class Steps:
             )
         return result
 
-    def verify(self) -> VerifyResult:
+    def verify(self) -> "VerifyResult":
         """Verify what has no verdict."""
+        from builder.verify import verify
+
         with self.reporter.progress("verify") as meter:
             result = verify(self.run, shard=self.shard[0], progress=meter.update)
         show_verified(self.reporter, result)
@@ -192,8 +212,10 @@ class Steps:
     def _select(self) -> SelectionResult:
         return select(self.run, self.recipe, recipe_dir=self.recipe_dir, allow_code=self.allow_code)
 
-    def release(self, selected: SelectionResult | None = None) -> Release:
+    def release(self, selected: SelectionResult | None = None) -> "Release":
         """Write the release of the current selection, made anew so that it is the recipe's."""
+        from builder.release import release
+
         chosen = selected or self._select()
         written = release(self.run, self.recipe, chosen, recipe_dir=self.recipe_dir)
         show_released(self.reporter, written)

@@ -1,22 +1,24 @@
 """What each step says when it is done: a few lines and one table, at most 80 columns."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 from builder.config import Recipe
 from builder.console import Reporter, shown
-from builder.evaluate import Evaluation
-from builder.generate import Tally
 from builder.live import duration, rate
-from builder.mix import MixResult
-from builder.plan import Interval, Plan
-from builder.probe import ProbeResult
-from builder.prompts import Prompts
-from builder.release import Release
-from builder.score import ScoreResult
-from builder.selection import SelectionResult
-from builder.verify import VerifyResult
+from builder.tally import Tally
+
+if TYPE_CHECKING:
+    from builder.evaluate import Evaluation
+    from builder.mix import MixResult
+    from builder.plan import Interval, Plan
+    from builder.probe import ProbeResult
+    from builder.prompts import Prompts
+    from builder.release import Release
+    from builder.score import ScoreResult
+    from builder.selection import SelectionResult
+    from builder.verify import VerifyResult
 
 
 def note(tally: Tally, seconds: float) -> str:
@@ -31,7 +33,7 @@ def note(tally: Tally, seconds: float) -> str:
     return ", ".join([*parts, *(f"{number:,} × {kind}" for kind, number in kinds)])
 
 
-def show_plan(reporter: Reporter, recipe: Recipe, plan: Plan) -> None:
+def show_plan(reporter: Reporter, recipe: Recipe, plan: "Plan") -> None:
     """The plan of a recipe."""
     for warning in plan.warnings:
         reporter.warn(warning)
@@ -53,7 +55,8 @@ def show_plan(reporter: Reporter, recipe: Recipe, plan: Plan) -> None:
     if plan.hours:
         rows.append(("hours at the given rate", _estimate(plan.hours)))
     if plan.disk_bytes:
-        rows.append(("disk, MB", _estimate(Interval(*(v / 1e6 for v in asdict(plan.disk_bytes).values())))))
+        megabytes = {name: size / 1e6 for name, size in asdict(plan.disk_bytes).items()}
+        rows.append(("disk, MB", _estimate(replace(plan.disk_bytes, **megabytes))))
     if plan.rescored_tokens:
         rows.append(("builder score, on top: tokens read", f"{plan.rescored_tokens:,}"))
     if plan.mixed_at_most is not None:
@@ -68,7 +71,7 @@ def show_plan(reporter: Reporter, recipe: Recipe, plan: Plan) -> None:
     reporter.result({"plan": asdict(plan), "recipe": recipe.resolved()})
 
 
-def show_generated(reporter: Reporter, prompts: Prompts, tally: Tally) -> None:
+def show_generated(reporter: Reporter, prompts: "Prompts", tally: Tally) -> None:
     """What a call of generate brought."""
     for warning in prompts.notes:
         reporter.warn(warning)
@@ -94,7 +97,7 @@ def show_generated(reporter: Reporter, prompts: Prompts, tally: Tally) -> None:
     reporter.result({"generate": {**asdict(tally), "prompts": len(prompts.rows), "duplicates": prompts.duplicates}})
 
 
-def show_scored(reporter: Reporter, result: ScoreResult) -> None:
+def show_scored(reporter: Reporter, result: "ScoreResult") -> None:
     """Statuses of the scores."""
     statuses = ", ".join(f"{number:,} {status}" for status, number in result.statuses.items()) or "no replies"
     reporter.line(f"score: {result.scored:,} new; {statuses}")
@@ -115,7 +118,7 @@ def show_scored(reporter: Reporter, result: ScoreResult) -> None:
     reporter.result({"score": asdict(result)})
 
 
-def show_verified(reporter: Reporter, result: VerifyResult) -> None:
+def show_verified(reporter: Reporter, result: "VerifyResult") -> None:
     """Verdicts."""
     verdicts = ", ".join(f"{number:,} {verdict}" for verdict, number in result.verdicts.items()) or "no verdicts"
     open_golds = sum(result.not_verifiable.values()) + result.without_gold
@@ -124,7 +127,7 @@ def show_verified(reporter: Reporter, result: VerifyResult) -> None:
     reporter.result({"verify": asdict(result)})
 
 
-def show_selected(reporter: Reporter, result: SelectionResult) -> None:
+def show_selected(reporter: Reporter, result: "SelectionResult") -> None:
     """The funnel, the stages, and what tells the selector from length."""
     for warning in result.warnings:
         reporter.warn(warning)
@@ -164,7 +167,7 @@ def decided(totals: Mapping[str, Any]) -> list[tuple[str, int]]:
     return [*rows, ("with a single candidate", totals["prompts_single"]), ("without one", totals["prompts_without"])]
 
 
-def show_mixed(reporter: Reporter, result: MixResult) -> None:
+def show_mixed(reporter: Reporter, result: "MixResult") -> None:
     """What became of the rollouts."""
     room = f"; {result.no_room:,} more leave no room in the student's context" if result.no_room else ""
     empty = f", {result.empty:,} of them empty" if result.empty else ""
@@ -174,7 +177,7 @@ def show_mixed(reporter: Reporter, result: MixResult) -> None:
     reporter.result({"mix": asdict(result)})
 
 
-def show_released(reporter: Reporter, release: Release) -> None:
+def show_released(reporter: Reporter, release: "Release") -> None:
     """Path and size of the release."""
     rows = ", ".join(f"{entry['stage']} {entry['rows']:,}" for entry in release.manifest["schedule"])
     if release.is_new:
@@ -184,7 +187,7 @@ def show_released(reporter: Reporter, release: Release) -> None:
     reporter.result({"release": {"version": release.version, "path": str(release.path), "is_new": release.is_new}})
 
 
-def show_evaluation(reporter: Reporter, found: Evaluation) -> None:
+def show_evaluation(reporter: Reporter, found: "Evaluation") -> None:
     """pass@1 with its interval."""
     reporter.line(
         f"eval: {found.model}: pass@1 {found.pass_at_1:.1%} [{found.low:.1%}, {found.high:.1%}] "
@@ -194,7 +197,7 @@ def show_evaluation(reporter: Reporter, found: Evaluation) -> None:
     reporter.result({"eval": asdict(found)})
 
 
-def show_probe(reporter: Reporter, result: ProbeResult) -> None:
+def show_probe(reporter: Reporter, result: "ProbeResult") -> None:
     """Abilities and the steps they allow."""
     words = {True: "yes", False: "no", None: "unclear"}
     reporter.table(
@@ -206,7 +209,7 @@ def show_probe(reporter: Reporter, result: ProbeResult) -> None:
     reporter.result({"probe": asdict(result) | {"steps": [asdict(step) for step in result.steps]}})
 
 
-def _merged(plan: Plan) -> str:
+def _merged(plan: "Plan") -> str:
     parts = []
     if plan.duplicates:
         parts.append(f"{plan.duplicates:,} duplicates merged")
@@ -215,7 +218,7 @@ def _merged(plan: Plan) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _estimate(interval: Interval) -> str:
+def _estimate(interval: "Interval") -> str:
     if interval.low == interval.high:
         return shown(interval.value)
     return f"{shown(interval.value)} (95%: {shown(interval.low)} … {shown(interval.high)})"

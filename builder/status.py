@@ -4,14 +4,15 @@ from dataclasses import fields
 from typing import Any
 
 from builder import journal
-from builder.ask import Tally
 from builder.console import Reporter
 from builder.errors import UsageError
 from builder.live import running
-from builder.release import calls, latest_release
+from builder.release import latest_release
+from builder.release_manifest import calls
 from builder.schema import TABLES
 from builder.show import note
 from builder.store import Run
+from builder.tally import Tally
 
 
 def show_status(reporter: Reporter, run: Run) -> None:

@@ -11,10 +11,10 @@ import yaml
 from endpoint import Endpoint, endpoint, wait_until
 
 from builder import live
-from builder.ask import Tally
 from builder.live import Live, duration, rate, running
 from builder.status import described
 from builder.store import Run
+from builder.tally import Tally
 
 QUESTIONS = 20
 
