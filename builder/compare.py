@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from builder.code_rules import CodeFile, refuse_code
 from builder.compare_sql import (
     DOMAINS,
     EXAMPLES,
@@ -23,16 +23,13 @@ from builder.compare_sql import (
     STAGES,
 )
 from builder.config import Recipe
-from builder.errors import TableError, UsageError
-from builder.evidence import update_evidence
-from builder.features import update_features
+from builder.decision import decide, plan_selection, prepare
+from builder.errors import UsageError
 from builder.recipe import find_recipe, load_recipe
 from builder.report_numbers import events
 from builder.schema import MARGINS
-from builder.selection import decide, plan_selection
-from builder.selection_steps import Plan
 from builder.stages import is_mixed
-from builder.staging import build_staging, is_staged, staging_variables
+from builder.staging import build_staging, staging_variables
 from builder.store import Run
 
 
@@ -94,29 +91,17 @@ def other_recipe(
     return recipe, path.parent, f"{recipe.name}{what}"
 
 
-def prepare(run: Run, recipe: Recipe, recipe_dir: Path | None, *, allow_code: bool = False) -> Plan:
-    """The recipe's plan, all that it reads brought up to date, as `select` does first. Raises what select raises."""
-    plan = plan_selection(recipe, recipe_dir, mixed=is_mixed(run, recipe))
-    if not run.parts("responses"):
-        raise TableError(f"{run.root} holds no replies, so there is nothing to select from. Run builder generate.")
-    if not allow_code:
-        refuse_code(plan.files)
-    staged = staging_variables(recipe)
-    if not is_staged(run, staged):
-        update_features(run)
-    update_evidence(run, recipe, [file for file in plan.files if not isinstance(file, CodeFile)])
-    build_staging(run, staged)
-    return plan
-
-
 def evaluate(run: Run, recipe: Recipe, recipe_dir: Path | None, label: str, *, allow_code: bool = False) -> Side:
     """What `select` would store, decided and brought back. The tables stay as they are; run.duckdb is brought up to
     date for this recipe's student. Raises what select raises."""
-    plan = prepare(run, recipe, recipe_dir, allow_code=allow_code)
-    found = decide(run, recipe, plan, allow_code=allow_code)
+    plan = plan_selection(recipe, recipe_dir, mixed=is_mixed(run, recipe))
+    prepare(run, recipe, plan, allow_code=allow_code)
+    decided = decide(run, recipe, plan, allow_code=allow_code, counts=False)
+    schema = run.schema("rejections")
+    rejected = [*(pq.ParquetFile(part).read() for part in decided.known.values()), *decided.fresh.values()]
+    broken = pa.concat_tables([schema.empty_table(), *(rows.cast(schema) for rows in rejected)])
     names = tuple(rule.name for rule in plan.rules)
-    keep = recipe.selection.keep
-    return Side(label, plan.selection_id, names, keep, found["stg_rejections"], found["selection_rows"])
+    return Side(label, plan.selection_id, names, recipe.selection.keep, broken, decided.tables["selection_rows"])
 
 
 def stored(run: Run, recipe: Recipe) -> Side:
@@ -128,10 +113,10 @@ def stored(run: Run, recipe: Recipe) -> Side:
             "--against another recipe, or --with key=value."
         )
     identity = selection["selection_id"][0]
-    rejections = run.read("rejections")
+    broken = run.read("rejections")
     made = [event for event in events(run) if event["step"] == "select" and event["selection_id"] == identity]
-    rules = [row["rule_name"] for row in made[-1]["funnel"]] if made else sorted(set(rejections["rule_name"]))
-    return Side("the latest select", identity, tuple(rules), recipe.selection.keep, rejections.to_arrow(),
+    rules = [row["rule_name"] for row in made[-1]["funnel"]] if made else sorted(set(broken["rule_name"]))
+    return Side("the latest select", identity, tuple(rules), recipe.selection.keep, broken.to_arrow(),
                 selection.to_arrow())  # fmt: skip
 
 
@@ -177,7 +162,8 @@ def compare(run: Run, a: Side, b: Side, recipe: Recipe, sample: int) -> Comparis
             answer = connection.sql(sql)
             return [dict(zip(answer.columns, row, strict=True)) for row in answer.fetchall()]
 
-        missing = MISSING.format(held="a", other="b", keep=b.keep), MISSING.format(held="b", other="a", keep=a.keep)
+        connection.execute(MISSING.format(held="a", other="b", keep=b.keep))
+        connection.execute(MISSING.format(held="b", other="a", keep=a.keep))
         return Comparison(
             label_a=a.label,
             label_b=b.label,
@@ -190,8 +176,8 @@ def compare(run: Run, a: Side, b: Side, recipe: Recipe, sample: int) -> Comparis
             prompts=ask(PROMPTS)[0],
             shifts={name: ask(f"{SHIFT} where {where}")[0] for name, where in _GROUPS.items()},
             domains=tuple(ask(DOMAINS)),
-            reasons=tuple(row for sql in missing for row in ask(REASONS.format(missing=sql))),
-            examples=tuple(row for sql in missing for row in ask(EXAMPLES.format(missing=sql, sample=sample))),
+            reasons=tuple(ask(REASONS)),
+            examples=tuple(ask(EXAMPLES.format(sample=sample))),
         )
 
 

@@ -1,55 +1,56 @@
 """Statements of `builder compare`, over run.duckdb and two selections: selection_a and rejections_a, and those of b.
 
-Ours, and run in this process; what a recipe brings has run in the sandbox before.
+Ours, and run in this process; what a recipe brings has run in the sandbox before. Replies are joined by their number in
+reply_numbers, which takes a fifth of the time that ids take.
 """
 
 from typing import Final
 
 SIDE: Final = """
 create temp table kept_{side} as
-    select distinct grain_id as response_id from selection_{side} where kind = 'sft';
+    select distinct reply from selection_{side} join reply_numbers on response_id = grain_id where kind = 'sft';
 create temp table broken_{side} as
-    select response_id, rule_name, count(*) over (partition by response_id) = 1 as is_alone from rejections_{side};
+    select replies.reply, role, completion_tokens, rule_name, count(*) over (partition by replies.reply) = 1 as is_alone
+    from rejections_{side}
+    join reply_numbers as replies using (response_id);
 """
 
 REPLIES: Final = """
 create temp table kept as
-    select response_id, bool_or(side = 'a') as in_a, bool_or(side = 'b') as in_b
+    select reply, bool_or(side = 'a') as in_a, bool_or(side = 'b') as in_b
     from (select 'a' as side, * from kept_a union all select 'b', * from kept_b)
-    group by response_id;
+    group by reply;
 create temp table pass_rates as
     select
-        prompt_id,
-        count(*) filter (where verdict = 'correct')
-            / count(*) filter (where verdict in ('correct', 'wrong')) as pass_rate
-    from stg_responses
+        prompt,
+        count(*) filter (where verdict = 'correct') / count(*) as pass_rate
+    from reply_numbers
     join stg_verdicts using (response_id)
-    where role = 'teacher' and decides
-    group by prompt_id
-    having count(*) filter (where verdict in ('correct', 'wrong')) > 0;
+    where role = 'teacher' and decides and verdict in ('correct', 'wrong')
+    group by prompt;
 create temp table replies as
     select
         kept.*,
-        responses.role,
-        responses.prompt_id,
-        responses.temperature,
-        responses.completion_tokens,
+        numbers.response_id,
+        numbers.role,
+        numbers.asked,
+        numbers.prompt_id,
+        numbers.temperature,
+        numbers.completion_tokens,
         coalesce(prompts.domain, 'unknown') as domain,
-        scores.mean_delta,
-        scores.teacher_counts[{slot}] as teacher_sentences,
+        numbers.mean_delta,
+        numbers.teacher_counts[{slot}] as teacher_sentences,
         pass_rates.pass_rate
     from kept
-    join stg_responses as responses using (response_id)
+    join reply_numbers as numbers using (reply)
     left join stg_prompts as prompts using (prompt_id)
-    left join pass_rates using (prompt_id)
-    left join stg_scores as scores on scores.response_id = kept.response_id and scores.status = 'ok';
+    left join pass_rates using (prompt);
 """
 
 RULES: Final = """
 select side, rule_name, count(*) as breaks, count(*) filter (where is_alone) as breaks_alone,
     coalesce(sum(completion_tokens), 0)::bigint as tokens
 from (select 'a' as side, * from broken_a union all select 'b', * from broken_b)
-join stg_responses using (response_id)
 where role = 'teacher'
 group by side, rule_name
 """
@@ -108,38 +109,56 @@ order by rows_a + rows_b desc, domain
 # Replies of side {held} that {other} does not keep. Where {other} keeps as many of the prompt at that temperature as it
 # may, its selector preferred them; else a stage's `where` may have left the reply out as well.
 MISSING: Final = """
-select
-    '{held}' as only_in,
-    replies.*,
-    case
-        when broken.rules is not null then 'breaks ' || broken.rules
-        when replies.role = 'teacher' and coalesce(preferred.replies, 0) >= {keep} then 'outranked'
-        when replies.role = 'teacher' then 'outranked, or in no stage'
-        else 'in no stage'
-    end as reason
-from replies
-left join (
-    select response_id, string_agg(rule_name, ', ' order by rule_name) as rules from broken_{other} group by response_id
-) as broken using (response_id)
-left join (
-    select prompt_id, temperature, count(*) as replies
-    from kept_{other}
-    join stg_responses using (response_id)
-    where role = 'teacher'
-    group by all
-) as preferred on preferred.prompt_id = replies.prompt_id and preferred.temperature = replies.temperature
-where in_{held} and not in_{other}
+create temp table missing_{held} as
+    with away as (from replies where in_{held} and not in_{other}),
+
+    broken as (
+        select reply, string_agg(rule_name, ', ' order by rule_name) as rules
+        from broken_{other}
+        semi join away using (reply)
+        group by reply
+    ),
+
+    preferred as (
+        select asked, count(*) as replies
+        from kept_{other}
+        join reply_numbers using (reply)
+        where role = 'teacher'
+        group by asked
+    )
+
+    select
+        '{held}' as only_in,
+        away.*,
+        case
+            when broken.rules is not null then 'breaks ' || broken.rules
+            when away.role = 'teacher' and coalesce(preferred.replies, 0) >= {keep} then 'outranked'
+            when away.role = 'teacher' then 'outranked, or in no stage'
+            else 'in no stage'
+        end as reason
+    from away
+    left join broken using (reply)
+    left join preferred using (asked);
 """
 
 REASONS: Final = """
-select only_in, reason, count(*) as rows from ({missing}) group by all order by rows desc, reason
+select only_in, reason, count(*) as rows
+from (from missing_a union all from missing_b)
+group by all
+order by only_in, rows desc, reason
 """
 
 EXAMPLES: Final = """
-select only_in, reason, missing.response_id, missing.prompt_id, missing.temperature, missing.completion_tokens,
-    missing.domain, pass_rate, teacher_sentences, mean_delta, messages[-1].content as question, reasoning, answer
-from (from ({missing}) order by md5(response_id), response_id limit {sample}) as missing
-join stg_responses as texts on texts.response_id = missing.response_id
-join stg_prompts as prompts on prompts.prompt_id = missing.prompt_id
-order by md5(missing.response_id), missing.response_id
+with shown as (
+    select *, row_number() over (partition by only_in order by md5(response_id), response_id) as place
+    from (from missing_a union all from missing_b)
+    qualify place <= {sample}
+)
+
+select only_in, reason, shown.response_id, shown.prompt_id, shown.temperature, shown.completion_tokens,
+    shown.domain, pass_rate, teacher_sentences, mean_delta, messages[-1].content as question, reasoning, answer
+from shown
+join stg_responses as texts on texts.response_id = shown.response_id
+join stg_prompts as prompts on prompts.prompt_id = shown.prompt_id
+order by only_in, place
 """

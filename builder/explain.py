@@ -2,22 +2,25 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import polars as pl
 import pyarrow as pa
 
-from builder.code_rules import CodeFile, as_sql, candidates, run_code, run_rules
-from builder.compare import prepare
 from builder.config import Recipe
+from builder.decision import in_sql, plan_selection, prepare
+from builder.explain_sql import MINE, RIVALS, WANTED
 from builder.find_reply import find_reply, rows_of
+from builder.rules import catalogue
 from builder.schema import MARGINS
-from builder.selection_steps import Plan, rule_steps, selection_steps
+from builder.selection_sql import margin_slot
+from builder.selection_steps import Plan, selection_steps
+from builder.sqlcheck import parse_select, quoted, walk
 from builder.sqlfile import Parameter, SqlFile
-from builder.sqlrun import Step, run_steps
+from builder.sqlrun import SELECTOR_COLUMNS, Step, run_steps
+from builder.stages import is_mixed
 from builder.store import Run
 
 _RULED: Final = ("teacher", "mixed")
@@ -64,11 +67,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Place:
-    """One stage on one reply: what it wants, and the positions at which it holds the reply, or its prompt or pairs."""
+    """One stage on one reply: what it wants, whether it takes the reply, its prompt or a pair of it, and at which
+    positions: those of the latest select, none where that had other settings."""
 
     stage: str
     kind: str
     where: str | None
+    is_taken: bool
     positions: tuple[int, ...]
 
 
@@ -110,17 +115,19 @@ def explain(
 
     Raises UsageError for an unknown or ambiguous id, and whatever `select` raises for a recipe's SQL.
     """
-    plan = prepare(run, recipe, recipe_dir, allow_code=allow_code)
+    plan = plan_selection(recipe, recipe_dir, mixed=is_mixed(run, recipe))
+    prepare(run, recipe, plan, allow_code=allow_code)
     identity = find_reply(run, response_id)
-    ready, given = _in_sql(run, recipe, plan)
-    steps = [replace(step, fetch=False) for step in selection_steps(ready, recipe)]
-    wanted = [Step(name, sql, f"wanted_{name}", fetch=True) for name, sql in _WANTED.items()]
-    found = run_steps(run.database, [*steps, *wanted], {**plan.variables, "explained": identity}, given=given)
-    rows = {name: found[f"wanted_{name}"].to_pylist() for name in _WANTED}
+    ready = in_sql(run, recipe, plan)
+    steps = _steps(ready.plan, recipe, identity, ready.there)
+    steps += [Step(name, sql, name) for name, sql in MINE.items()]
+    steps += [Step(name, sql.format(me=quoted(identity)), f"wanted_{name}", fetch=True) for name, sql in WANTED.items()]
+    found = run_steps(run.database, steps, plan.variables, given=ready.given)
+    rows = {name: found[f"wanted_{name}"].to_pylist() for name in WANTED}
     margin = float(plan.variables.get("teacher_margin", 0.1))
     beside = tuple(_candidate(row, margin) for row in rows["candidates"])
     row = rows["stg_responses"][0]
-    places = _places(plan, rows["stages"], row)
+    places = _places(run, plan, rows["stages"])
     rules = tuple(_ruled(rule, found, plan) for rule in plan.rules) if row["role"] in _RULED else ()
     ids = {stored for (stored,) in rows_of(run, "select distinct selection_id from stg_selection")}
     return Explanation(
@@ -145,68 +152,29 @@ def explain(
     )
 
 
-def _in_sql(run: Run, recipe: Recipe, plan: Plan) -> tuple[Plan, dict[str, pa.Table]]:
-    """The plan with the rows that its Python files return in their place, as `builder.selection.decide` has it."""
-    rules, given = run_rules(plan.rules, run, recipe)
-    ready, selector = replace(plan, rules=rules), plan.selector
-    if isinstance(selector, CodeFile):
-        steps = [replace(step, fetch=step.into == "to_rank") for step in rule_steps(ready, recipe)]
-        ids = run_steps(run.database, steps, plan.variables, given=given)["to_rank"]["response_id"]
-        survivors = pl.LazyFrame({"response_id": pl.Series(pl.from_arrow(ids))})
-        rows = candidates(run, recipe).join(survivors, on="response_id", how="semi")
-        given["code_ranks"] = run_code(selector, rows, recipe.selection.params)
-        ready = replace(ready, selector=as_sql(selector, "code_ranks"))
-    return ready, given
+def _steps(plan: Plan, recipe: Recipe, me: str, known: Collection[str]) -> list[Step]:
+    """The steps of a selection less what `select` counts, and ranks only of the reply's rivals where they suffice."""
+    is_local, needs_sentences = _is_local(plan), margin_slot(plan.variables) is None
+    sentences = (
+        f"select * from stg_sentences {'semi join rivals using (response_id)' if needs_sentences else 'limit 0'}"
+    )
+    steps = [Step("rivals", RIVALS.format(me=quoted(me)), "rivals"), Step("sentences", sentences, "my_sentences")]
+    for step in selection_steps(plan, recipe, known, counts=False):
+        sql = step.sql
+        if is_local and step.into in ("broken", "to_rank"):
+            sql = f"select * from (\n{sql}\n) semi join rivals using (reply)"
+        if is_local and step.columns == SELECTOR_COLUMNS:
+            sql = sql.replace("stg_sentences", "my_sentences")
+        steps.append(replace(step, sql=sql, fetch=False))
+    return steps
 
 
-_ME: Final = "response_id = getvariable('explained')"
-# By name: what the job brings back about one reply, read from what it has just decided.
-_WANTED: Final = {
-    **{name: f"select * from {name} where {_ME}" for name in ("stg_responses", "stg_scores", "stg_features")},
-    "stg_verdicts": f"select * from stg_verdicts where {_ME} and decides",
-    "stg_prompts": f"select * from stg_prompts semi join (from stg_responses where {_ME}) using (prompt_id)",
-    "stg_duplicates": f"""
-        select * from stg_duplicates where {_ME} and earlier_id is not null order by jaccard desc, earlier_id limit 1
-    """,
-    "stg_contaminations": f"""
-        select * from stg_contaminations semi join (from stg_responses where {_ME}) using (prompt_id)
-        where benchmark is not null
-        order by shared_words desc, benchmark, benchmark_row limit 1
-    """,
-    "prompt_verdicts": f"""
-        select count(*) as replies, count(*) filter (where verdict = 'correct') as correct,
-            count(*) filter (where verdict = 'wrong') as wrong
-        from stg_responses as r
-        semi join (from stg_responses where {_ME}) as me on me.prompt_id = r.prompt_id
-        left join stg_verdicts as v on v.response_id = r.response_id and v.decides
-        where r.role = 'teacher'
-    """,
-    "rejections": f"select * from stg_rejections where {_ME}",
-    "rollouts": "select * from stg_rollouts where getvariable('explained') in (response_id, continuation_id)",
-    "stages": f"""
-        select selection_rows.* from selection_rows, (from stg_responses where {_ME}) as me
-        where grain_id in (me.response_id, me.prompt_id)
-            or starts_with(grain_id, me.response_id || ':') or ends_with(grain_id, ':' || me.response_id)
-        order by stage, position
-    """,
-    "candidates": f"""
-        select
-            r.response_id, r.temperature, r.completion_tokens, v.verdict, s.teacher_counts, s.student_counts,
-            s.mean_delta, s.sentence_count - s.short_sentences as sentences, ranked.rank,
-            p.p_teacher, p.p_student, p.teacher_tokens, p.student_tokens,
-            (select list(rule_name order by rule_name) from stg_rejections as b where b.response_id = r.response_id)
-                as breaks,
-            (select list(stage order by stage) from selection_rows as k where k.grain_id = r.response_id) as stages
-        from stg_responses as r
-        join stg_responses as me on me.prompt_id = r.prompt_id and me.temperature = r.temperature
-        left join stg_verdicts as v on v.response_id = r.response_id and v.decides
-        left join stg_scores as s on s.response_id = r.response_id and s.status = 'ok'
-        left join stg_sentences as p on p.response_id = s.response_id
-        left join ranked on ranked.response_id = r.response_id
-        where me.{_ME} and me.role = 'teacher' and r.role = 'teacher'
-        order by ranked.rank nulls last, r.response_id
-    """,
-}
+def _is_local(plan: Plan) -> bool:
+    """Whether its rivals alone decide about a reply: packaged selectors rank within a prompt and temperature, while one
+    of one's own, a mix, or a stage with a query in its `where` may look at all replies."""
+    wheres = [f"select\n{stage.where}" for stage in plan.stages.values() if stage.where is not None]
+    looks_around = any(node.get("class") == "SUBQUERY" for sql in wheres for node in walk(parse_select(sql, "where")))
+    return plan.selector.path in catalogue("selectors").values() and plan.mix is None and not looks_around
 
 
 def _candidate(row: Mapping[str, Any], margin: float) -> Candidate:
@@ -252,11 +220,16 @@ def _default(parameter: Parameter) -> Any:
     return text if text is None or parameter.type in ("VARCHAR", "TEXT") else json.loads(text.lower())
 
 
-def _places(plan: Plan, held: list[dict[str, Any]], row: Mapping[str, Any]) -> tuple[Place, ...]:
+def _places(run: Run, plan: Plan, held: list[dict[str, Any]]) -> tuple[Place, ...]:
+    """Stages that take the reply, its prompt or pairs, at the positions that the latest select by this plan stored."""
+    grains = ", ".join(quoted(row["grain_id"]) for row in held) or "null"
+    sql = f"select stage, grain_id, position from stg_selection where selection_id = ? and grain_id in ({grains})"
+    stored = {(stage, grain): position for stage, grain, position in rows_of(run, sql, plan.selection_id)}
     found = []
     for name, stage in plan.stages.items():
-        positions = tuple(one["position"] for one in held if one["stage"] == name)
-        found.append(Place(name, stage.kind, stage.where, positions))
+        keys = [(name, row["grain_id"]) for row in held if row["stage"] == name]
+        positions = tuple(sorted(stored[key] for key in keys if key in stored))
+        found.append(Place(name, stage.kind, stage.where, bool(keys), positions))
     return tuple(found)
 
 
@@ -269,8 +242,11 @@ def _outcome(
     plan: Plan,
 ) -> str:
     """One sentence: kept where, or dropped by what."""
-    kept = [f"{place.stage} at position {place.positions[0]:,}" for place in places
-            if place.kind == "sft" and place.positions]  # fmt: skip
+    kept = [
+        f"{place.stage}{f' at position {place.positions[0]:,}' if place.positions else ''}"
+        for place in places
+        if place.kind == "sft" and place.is_taken
+    ]
     broken = [rule.rule_name for rule in rules if rule.is_broken]
     me = next((one for one in candidates if one.response_id == row["response_id"]), None)
     if kept:
@@ -291,7 +267,7 @@ def _outranked(me: Candidate, candidates: tuple[Candidate, ...], recipe: Recipe,
     if me.rank > recipe.selection.keep:
         return (
             f"outranked, rank {me.rank} of {_ranked(candidates)} by {plan.selector.name}; "
-            f"the best {recipe.selection.keep} of a prompt and temperature are kept"
+            f"selection.keep is {recipe.selection.keep} for each prompt and temperature"
         )
     return f"rank {me.rank} by {plan.selector.name}, but no stage takes it"
 

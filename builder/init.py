@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
+from builder.decision import plan_selection
 from builder.errors import UsageError
 from builder.recipe import find_recipe, load_recipe
-from builder.selection import plan_selection
 
 
 def copy_recipe(folder: Path, name: str) -> list[Path]:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from builder.code_rules import refuse_code
 from builder.config import Recipe
 from builder.console import Reporter
+from builder.decision import plan_selection
 from builder.errors import BudgetError, EndpointError, ScoreError
 from builder.live import Live
 from builder.schema import PAID_ROLES
-from builder.selection import SelectionResult, plan_selection, select
+from builder.selection import SelectionResult, select
 from builder.show import note, show_generated, show_mixed, show_released, show_scored, show_selected, show_verified
 from builder.store import Run
 from builder.tally import MAX_TRIES, Tally

@@ -1,35 +1,21 @@
 """Replies to selection: rules drop, the selector ranks, stages order. Every decision is SQL, arranged here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any
 
-import polars as pl
 import pyarrow as pa
 
 from builder import rejections
-from builder.code_rules import CodeFile, as_sql, candidates, refuse_code, run_code, run_rules
 from builder.config import Recipe
-from builder.decontaminate import benchmarks_id
-from builder.errors import TableError, UsageError
-from builder.evidence import check_evidence, update_evidence
-from builder.features import update_features
-from builder.identity import canonical_json, sha256_hex
-from builder.rules import catalogue, check_parameters, find_sql, load_sql
-from builder.selection_steps import Plan, rule_steps, selection_steps, table_of
-from builder.sqlcheck import check_expression, check_order
-from builder.sqlfile import SqlFile, Value
-from builder.sqlrun import Limits, run_steps
-from builder.stages import is_mixed, stages_with
-from builder.staging import build_staging, is_staged, sources, staging_variables
+from builder.decision import decide, made_from, plan_selection, prepare
+from builder.errors import TableError
+from builder.selection_steps import Plan
+from builder.sqlrun import Limits
+from builder.stages import is_mixed
+from builder.staging import build_staging, staging_variables
 from builder.store import Run
-
-MIX: Final = "mixed_policy"
-_EVIDENCE: Final = ("stg_duplicates", "stg_contaminations")
-_MANY: Final = 1000
-"""Replies without features from which a misspelt column is looked for first: they take longer than looking."""
 
 
 @dataclass(frozen=True)
@@ -104,137 +90,16 @@ def select(
     contract; then the tables stay as they were.
     """
     plan = plan_selection(recipe, recipe_dir, mixed=is_mixed(run, recipe))
-    if not allow_code:
-        refuse_code(plan.files)
-    for name, stage in plan.stages.items():
-        if stage.kind == "reward" and not run.read("pairs", ["prompt_id"]).height:
-            raise TableError(f"Stage {name!r} is of kind reward, but this run has no preference pairs (table pairs).")
-    staged = staging_variables(recipe)
-    new_features, missing = 0, run.rows("responses") - run.rows("features")
-    # looking for replies without features among millions is slow, and idle where no table changed and none is missing
-    if missing or not is_staged(run, staged):
-        if missing > _MANY:
-            check_columns(recipe, plan)
-        new_features = update_features(run)
-    update_evidence(run, recipe, [file for file in plan.files if not isinstance(file, CodeFile)])
-    build_staging(run, staged)
-    keys = rejections.made_from(plan, sources(run, staged))
-    known = rejections.known(run, keys)
-    found = decide(run, recipe, plan, limits=limits, allow_code=allow_code, known=known)
-    result = _result(plan, found, new_features)
-    fresh = {rule.name: found[table_of(place)] for place, rule in enumerate(plan.rules) if rule.name not in known}
-    if fresh or set(known.values()) != set(run.parts("rejections")):
+    new_features = prepare(run, recipe, plan, allow_code=allow_code)
+    decided = decide(run, recipe, plan, limits=limits, allow_code=allow_code)
+    result = _result(plan, decided.tables, new_features)
+    if decided.fresh or set(decided.known.values()) != set(run.parts("rejections")):
         # a crash between the two tables leaves no selection rather than one beside the rejections of another
         run.replace("selection", run.schema("selection").empty_table())
-        rejections.write(run, keys, known, fresh)
-    run.replace("selection", found["selection_rows"])
-    build_staging(run, staged)
+        rejections.write(run, made_from(run, recipe, plan), decided.known, decided.fresh)
+    run.replace("selection", decided.tables["selection_rows"])
+    build_staging(run, staging_variables(recipe))
     return result
-
-
-def check_columns(recipe: Recipe, plan: Plan) -> None:
-    """Run the plan on a run without rows, which takes half a second and finds a misspelt column.
-
-    Files in Python are left out, and rules that refuse to run before their evidence is there.
-    """
-    rules = tuple(
-        rule
-        for rule in plan.rules
-        if not isinstance(rule, CodeFile) and not any(name in rule.text for name in _EVIDENCE)
-    )
-    selector = plan.selector
-    if isinstance(selector, CodeFile):
-        selector = load_sql("selectors", catalogue("selectors")["random"])
-    with TemporaryDirectory() as folder:
-        empty = Run(Path(folder))
-        build_staging(empty, {})
-        run_steps(
-            empty.database, selection_steps(replace(plan, rules=rules, selector=selector), recipe), plan.variables
-        )
-
-
-def decide(
-    run: Run,
-    recipe: Recipe,
-    plan: Plan,
-    *,
-    limits: Limits | None = None,
-    allow_code: bool = False,
-    known: Mapping[str, Path] | None = None,
-) -> dict[str, pa.Table]:
-    """Run the plan on run.duckdb as it is; the tables that its steps fetch, by name. Stores nothing.
-
-    Python rules run first, in this process, and the job reads their rows; a Python selector runs between two jobs, of
-    which the first finds the survivors. `known` are the files with the rows of rules that need not run, by the rule's
-    name: then the rows of the other rules are fetched one by one, else all together.
-    """
-    if not allow_code:
-        refuse_code(plan.files)
-    rules, code = run_rules(plan.rules, run, recipe)
-    files = known or {}
-    rows = {table_of(place): files[rule.name] for place, rule in enumerate(rules) if rule.name in files}
-    given: dict[str, pa.Table | Path] = {**code, **rows}
-    there = None if known is None else rows.keys()
-    selector = plan.selector
-    ready = replace(plan, rules=rules)
-    if isinstance(selector, CodeFile):
-        steps = [replace(step, fetch=step.into == "to_rank") for step in rule_steps(ready, recipe, there)]
-        ids = run_steps(run.database, steps, plan.variables, limits=limits, given=given)["to_rank"]["response_id"]
-        survivors = pl.LazyFrame({"response_id": pl.Series(pl.from_arrow(ids))})
-        to_rank = candidates(run, recipe).join(survivors, on="response_id", how="semi")
-        given["code_ranks"] = run_code(selector, to_rank, recipe.selection.params)
-        ready = replace(ready, selector=as_sql(selector, "code_ranks"))
-    steps = selection_steps(ready, recipe, there)
-    return run_steps(run.database, steps, plan.variables, limits=limits, given=given)
-
-
-def plan_selection(recipe: Recipe, recipe_dir: Path | None = None, *, mixed: bool = False) -> Plan:
-    """Find, read and check every file, parameter and expression of a recipe's selection; raises, runs nothing.
-
-    `mixed` says that there are rows for the mixed-policy stage.
-    """
-    selection = recipe.selection
-    rules = tuple(load_sql("rules", find_sql("rules", name, recipe_dir)) for name in selection.rules)
-    names = [rule.name for rule in rules]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"selection.rules names {', '.join(twice)} twice; the file name is the rule's name.")
-    selector = load_sql("selectors", find_sql("selectors", selection.selector, recipe_dir))
-    check_evidence(recipe, [file for file in (*rules, selector) if not isinstance(file, CodeFile)])
-    warnings = check_parameters([*rules, selector], selection.params)
-    stages = stages_with(recipe, is_mixed=mixed)
-    mix = load_sql("mix", find_sql("mix", MIX, recipe_dir)) if mixed else None
-    policy = recipe.mixed_policy
-    for name, stage in stages.items():
-        if stage.where is not None:
-            check_expression(stage.where, f"stages.{name}.where")
-        if stage.order_by is not None:
-            check_order(stage.order_by, f"stages.{name}.order_by")
-    decides = {
-        "rules": {rule.name: rule.sha256 for rule in rules},
-        "params": selection.params,
-        "selector": {selector.name: selector.sha256},
-        "stages": [[name, stage.kind, stage.where, stage.order_by] for name, stage in stages.items()],
-        "order": selection.order,
-        "keep": selection.keep,
-        "seed": recipe.generation.seed,
-    }
-    if recipe.decontamination is not None and any("stg_contaminations" in rule.text for rule in rules):
-        decides["benchmarks"] = benchmarks_id(recipe.require_benchmarks())
-    variables: dict[str, Value] = {
-        "seed": recipe.generation.seed,
-        "ranked_by": _ranked_by(selector),
-        **selection.params,
-    }
-    if mix is not None and policy is not None:
-        decides["mix"] = {mix.name: mix.sha256, "off_policy_ratio": policy.off_policy_ratio}
-        variables |= {"off_policy_ratio": policy.off_policy_ratio, "mixed_policy_stage": policy.stage}
-    identity = sha256_hex(canonical_json(decides))[:16]
-    return Plan(identity, rules, selector, stages, variables, tuple(warnings), mix)
-
-
-def _ranked_by(selector: SqlFile) -> str:
-    """What report `spread` calls the selector's ranking column; of a file of one's own nothing is known."""
-    return selector.name if selector.path == catalogue("selectors").get(selector.name) else "a file of its own"
 
 
 def _result(plan: Plan, found: Mapping[str, pa.Table], new_features: int) -> SelectionResult:

@@ -40,41 +40,40 @@ class Plan:
         return (*self.rules, self.selector, *filter(None, [self.mix]))
 
 
-def selection_steps(plan: Plan, recipe: Recipe, known: Collection[str] | None = None) -> list[Step]:
-    """The whole selection as one job: rules, survivors, ranks, stages, and the numbers of the funnel.
+def selection_steps(plan: Plan, recipe: Recipe, known: Collection[str] = (), *, counts: bool = True) -> list[Step]:
+    """The whole selection as one job: rules, survivors, ranks, stages, and the numbers of the funnel if `counts`.
 
     With `known` as for `rule_steps`.
     """
-    rules = rule_steps(plan, recipe, known)
-    return [*rules, *_rank_steps(plan, recipe), *_stage_steps(plan, recipe), *_count_steps(plan)]
+    steps = [*rule_steps(plan, recipe, known), *_rank_steps(plan, recipe), *_stage_steps(plan, recipe)]
+    return [*steps, *_count_steps(plan)] if counts else steps
 
 
-def rule_steps(plan: Plan, recipe: Recipe, known: Collection[str] | None = None) -> list[Step]:
+def rule_steps(plan: Plan, recipe: Recipe, known: Collection[str] = ()) -> list[Step]:
     """Rules and what survives them. Tables of small numbers first: they join five times as fast as ids do.
 
-    Fetches `stg_rejections`. Or, given the tables of rules (`table_of`) whose rows are `known` and in the job, does not
-    ask those, and fetches the table of every other one, with the columns of `stg_rejections`.
+    Tables of rules (`table_of`) that are `known` are in the job already; every other rule is asked, and its table
+    fetched with the columns of `stg_rejections`.
     """
     tables = {table_of(place): rule for place, rule in enumerate(plan.rules)}
-    asked = {name: rule for name, rule in tables.items() if name not in (known or ())}
+    asked = {name: rule for name, rule in tables.items() if name not in known}
     names = f"[{', '.join(quoted(rule.name) for rule in plan.rules)}]" if plan.rules else "['']"
     rejections = (
         f"select replies.response_id, {names}[rule + 1] as rule_name, observed, threshold, reply "
         "from broken join reply_numbers as replies using (reply) "
         "where broken.role in ('teacher', 'mixed') {} order by reply, rule_name"
     )
-    found = Step("rejections", rejections.format(""), "stg_rejections", fetch=known is None, view=known is not None)
     whole = "anti join broken_by using (reply) " if recipe.selection.order == "rules-first" else ""
     to_rank = f"select * exclude (role) from reply_numbers {whole}where role = 'teacher'"
     return [
         *[rule_step(rule, name) for name, rule in asked.items()],
-        rows_step(tables, "broken", known or ()),
+        rows_step(tables, "broken", known),
         Step("rules by reply", "select reply, count(*) as broken from broken group by reply", "broken_by"),
-        found,
+        Step("rejections", rejections.format(""), "stg_rejections", view=True),
         *[
             Step(rule.label, rejections.format(f"and rule = {place}"), table_of(place), fetch=True)
             for place, rule in enumerate(plan.rules)
-            if known is not None and table_of(place) in asked
+            if table_of(place) in asked
         ],
         Step("replies to rank", to_rank, "to_rank", view=True),
         Step("survivors", "select response_id, prompt_id, temperature from to_rank", "survivors", view=True),

@@ -9,6 +9,8 @@ from builder.console import Reporter
 from builder.grid import cut, folded, grid, plain
 
 _REASONS_SHOWN: Final = 8
+_MILLIONS: Final = 100_000_000
+"""Tokens from which a table counts them in millions."""
 _SHIFTS: Final = {
     "rows": "replies",
     "tokens": "completion tokens",
@@ -42,17 +44,7 @@ def _lines(found: Comparison, width: int) -> list[str]:
     lines += ["", *folded(overlap, width)]
     if not (rows["only_a"] or rows["only_b"]):
         lines.append("Both keep the same replies.")
-    lines += _table(
-        ("rule", "breaks A", "B", "only it A", "B", "tokens A", "B"),
-        [
-            (
-                rule["rule_name"],
-                *(rule[f"{name}_{side}"] for name in ("breaks", "breaks_alone", "tokens") for side in "ab"),
-            )
-            for rule in found.rules
-        ],
-        width,
-    )
+    lines += _rules(found, width)
     lines += _table(
         ("stage", "kind", "rows A", "B", "in both"), [tuple(stage.values()) for stage in found.stages], width
     )
@@ -66,9 +58,26 @@ def _lines(found: Comparison, width: int) -> list[str]:
         lines += folded(
             f"Teacher sentences at margin {found.margin:g}; means are over replies that have the number.", width
         )
-    lines += _table(("domain", "A", "B", "share A", "B"), _domains(found), width)
+    lines += _table(("domain", "A", "B", "% of A", "B"), _domains(found), width)
     for side, other in (("a", "B"), ("b", "A")):
         lines += _only(found, side, other, width)
+    return lines
+
+
+def _rules(found: Comparison, width: int) -> list[str]:
+    """Rules that reject something on either side, then the names of the others."""
+    broken = [rule for rule in found.rules if rule["breaks_a"] or rule["breaks_b"]]
+    most = max((rule[f"tokens_{side}"] or 0 for rule in broken for side in "ab"), default=0)
+    unit, said = (1_000_000, "million tokens A") if most >= _MILLIONS else (1, "tokens A")
+    rows = []
+    for rule in broken:
+        tokens = (rule[f"tokens_{side}"] for side in "ab")
+        counts = (rule[f"{name}_{side}"] for name in ("breaks", "breaks_alone") for side in "ab")
+        rows.append((rule["rule_name"], *counts, *(None if one is None else round(one / unit) for one in tokens)))
+    lines = _table(("rule", "breaks A", "B", "only it A", "B", said, "B"), rows, width)
+    idle = [rule["rule_name"] for rule in found.rules if rule not in broken]
+    if idle:
+        lines += [*([] if lines else [""]), *folded(f"Nothing is rejected by {', '.join(idle)}.", width)]
     return lines
 
 
@@ -77,7 +86,7 @@ def _domains(found: Comparison) -> list[tuple[Any, ...]]:
     for row in found.domains:
         numbers = [row[f"rows_{side}"] for side in "ab"]
         totals = [found.shifts[side]["rows"] for side in "ab"]
-        shares = [f"{part / whole:.1%}" if whole else "–" for part, whole in zip(numbers, totals, strict=True)]
+        shares = [round(100 * part / whole, 1) if whole else None for part, whole in zip(numbers, totals, strict=True)]
         shown.append((row["domain"], *numbers, *shares))
     return shown
 

@@ -116,9 +116,10 @@ def _candidates(found: Explanation, width: int) -> list[str]:
         for one in found.candidates
     ]
     columns = ("", "id", "rank", "teacher", "mean_delta", "tokens", "verdict", "kept or why not")
+    when = "after the rules" if found.order == "rules-first" else "before the rules"
     title = (
-        f"candidates at temperature {first.temperature} by {found.selector}, {found.order}; "
-        f"teacher: sentences that it finds likelier than the student does, by more than {found.margin:g}"
+        f"candidates at temperature {first.temperature}, ranked by {found.selector} {when}; column teacher: sentences "
+        f"that the teacher finds likelier than the student does, by more than {found.margin:g}"
     )
     lines = [*folded(title, width), *grid(columns, rows, width).lines]
     if all(one.breaks for one in found.candidates):
@@ -150,8 +151,9 @@ def _stages(found: Explanation, width: int) -> list[str]:
     lines = []
     what = {"sft": "the reply", "grpo": "its prompt", "reward": "a pair of it"}
     for place in found.places:
-        held = f"{what[place.kind]} at position {', '.join(f'{one:,}' for one in place.positions)}"
-        text = f"{held if place.positions else '–'}{f'  (where {place.where})' if place.where else ''}"
+        at = f" at position {', '.join(f'{one:,}' for one in place.positions)}" if place.positions else ""
+        held = f"{what[place.kind]}{at}" if place.is_taken else "not in it"
+        text = f"{held}{f'  (where {place.where})' if place.where else ''}"
         head, *rest = folded(text, width - 22, 3)
         lines += [f"  {place.stage:<18}  {head}".rstrip(), *(f"{'':22}{line}" for line in rest)]
     return lines

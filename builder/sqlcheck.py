@@ -23,6 +23,9 @@ _CLOCK_COLUMNS: Final = frozenset(
 )
 _FIRST_COMES: Final = frozenset({"first", "last", "any_value", "arbitrary", "array_agg", "list", "string_agg"})
 _RANKING: Final = ("ROW_NUMBER", "RANK", "NTILE", "LEAD", "LAG", "FIRST_VALUE", "LAST_VALUE", "NTH_VALUE")
+# These tell rows that tie apart, each time as they come; rank() and dense_rank() do not.
+_NUMBERING: Final = ("ROW_NUMBER", "NTILE")
+_TIES: Final = "rows that tie come in any order; end the order in a unique key, such as response_id"
 # Volatile to DuckDB, deterministic in our use: both depend on their arguments and the run's variables only.
 _HARMLESS: Final = frozenset({"error", "getvariable"})
 # Consistent to DuckDB, yet clocks, chance, or (hash) another value in another version of DuckDB.
@@ -213,6 +216,11 @@ def _check_determinism(node: Tree, kind: str, sql: str, what: str) -> None:
         raise _refusal(
             node, sql, what, f"{name}() over a window without order by", f"{why}, and rows come in any order"
         )
+    if node.get("class") == "WINDOW" and kind.removeprefix("WINDOW_").startswith(_NUMBERING):
+        # within one reply, as of its sentences, an order is its author's to know
+        is_one_reply = any((part.get("column_names") or [""])[-1] == "response_id" for part in node["partitions"])
+        if not (is_one_reply or _names_id([node["orders"], node.get("arg_orders")])):
+            raise _refusal(node, sql, what, f"{name}() over an order that may tie", _TIES)
     modifiers = node.get("modifiers")
     if isinstance(modifiers, list):
         kinds = {modifier["type"] for modifier in modifiers}
@@ -222,17 +230,19 @@ def _check_determinism(node: Tree, kind: str, sql: str, what: str) -> None:
         if picks and "ORDER_MODIFIER" not in kinds:
             raise _refusal(node, sql, what, "limit or distinct on without order by", why)
         if picks and not any(_is_total(modifier) for modifier in modifiers):
-            unique = "rows that tie come in any order; end the order in a unique key, such as response_id"
-            raise _refusal(node, sql, what, "limit or distinct on with an order that may tie", unique)
+            raise _refusal(node, sql, what, "limit or distinct on with an order that may tie", _TIES)
 
 
 def _is_total(modifier: Tree) -> bool:
-    """Whether an ORDER BY names an id, which may decide every tie, or sorts by all columns."""
-    if modifier["type"] != "ORDER_MODIFIER":
-        return False
+    """Whether an ORDER BY may decide every tie."""
+    return modifier["type"] == "ORDER_MODIFIER" and _names_id(modifier["orders"])
+
+
+def _names_id(orders: Any) -> bool:
+    """Whether an order names an id, which may decide every tie, or all columns."""
     return any(
         node.get("class") == "STAR" or str((node.get("column_names") or [""])[-1]).lower().endswith("_id")
-        for node in walk(modifier["orders"])
+        for node in walk(orders)
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,8 @@ _NO_RULE: Final = (
     "select null::integer as rule, null::varchar as response_id, null::double as observed, null::double as threshold "
     "where false"
 )
+_MANY_CANDIDATES: Final = re.compile(r"((?:^\t.*\n){6})(?:^\t.*\n)+", re.MULTILINE)
+"""What DuckDB lists where no function takes the given types: for `+` all 47 that there are."""
 SELECTOR_COLUMNS: Final = (("response_id", "varchar"), ("rank", "integer"))
 
 
@@ -188,11 +191,19 @@ def run_files(
 
 
 def query(
-    run_database: Path, sql: str, params: Mapping[str, Value] | None = None, *, limits: Limits | None = None
+    run_database: Path,
+    sql: str,
+    params: Mapping[str, Value] | None = None,
+    *,
+    what: str = "The query",
+    limits: Limits | None = None,
 ) -> pa.Table:
-    """Rows of one SELECT, for exploring: anything that reads the tables, `describe stg_scores` and chance included."""
-    parse_select(sql, "The query", explore=True)
-    step = Step("The query", sql, "answer", fetch=True, is_file=True)
+    """Rows of one SELECT, for exploring: anything that reads the tables, `describe stg_scores` and chance included.
+
+    `what` is what messages call it.
+    """
+    parse_select(sql, what, explore=True)
+    step = Step(what, sql, "answer", fetch=True, is_file=True)
     return run_steps(run_database, [step], params or {}, limits=limits)["answer"]
 
 
@@ -286,7 +297,7 @@ def _raise_for_result(path: Path, steps: Sequence[Step], limits: Limits) -> None
     failed = [known for known in steps if known.name == step]
     if not failed:
         raise TableError(f"The run's database cannot be opened for reading: {message}")
-    message = message if failed[0].is_file else without_line_number(message)
+    message = _MANY_CANDIDATES.sub(r"\1\t…\n", message if failed[0].is_file else without_line_number(message))
     raise SqlError(f"{step} fails: {message}")
 
 

@@ -46,7 +46,7 @@ def show_query(
         reporter.result({"database": str(database)})
         return
     sql = text if text is not None else _read(file)
-    rows = run_query(database, sql, params)
+    rows = run_query(database, sql, params, what="The query" if file is None else f"The query in {file}")
     if as_csv:
         for line in csv_lines(rows):
             sys.stdout.buffer.write(line.encode())

@@ -9,8 +9,9 @@ import pytest
 from test_selection import PROMPTS, kept, make_run, recipe, shuffled
 
 from builder.code_rules import candidates, load_code
+from builder.decision import plan_selection
 from builder.errors import SqlError, UsageError
-from builder.selection import RuleFunnel, plan_selection, select
+from builder.selection import RuleFunnel, select
 from builder.store import Run
 
 RULE = '''

@@ -163,7 +163,8 @@ def test_it_prints_80_columns_with_reasons_and_examples(found: Comparison, capsy
     assert "3 in both, 3 only in A, 3 only in B" in words
     assert "answer_wrong 3 – 3 – 63 –" in words
     assert "teacher sentences, mean 6.5 7.0 6.0 7.0" in words
-    assert "math 6 6 100.0% 100.0%" in words
+    assert "math 6 6 100.0 100.0" in words
+    assert "Nothing is rejected by response_truncated." in words
     assert "in A breaks answer_wrong" in words
     assert "question What is 1 + 2, p?" in words
 

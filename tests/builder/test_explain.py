@@ -48,7 +48,7 @@ def test_a_kept_reply_says_stage_position_and_rank(made: Selected) -> None:
 def test_an_outranked_reply_shows_its_rival_and_what_they_are_ranked_by(made: Selected) -> None:
     found = explain(made[0], recipe(), "p-0.6-0")
     assert found.outcome == (
-        "dropped: outranked, rank 2 of 2 by teacher_sentence_count; the best 1 of a prompt and temperature are kept"
+        "dropped: outranked, rank 2 of 2 by teacher_sentence_count; selection.keep is 1 for each prompt and temperature"
     )
     best, second = found.candidates
     assert (best.response_id, best.rank, best.teacher_sentences, best.stages) == (
@@ -133,7 +133,7 @@ def test_replies_of_the_mixed_policy_show_their_rollout(made: Selected, capsys: 
     run.append("rollouts", columns_table("rollouts", [rollout]))
     mixing = recipe(mixed_policy={"off_policy_ratio": 0.0})
     kept, student = explain(run, mixing, "mix"), explain(run, mixing, "roll")
-    assert kept.outcome == "kept: in stage mixed-policy at position 0"
+    assert kept.outcome == "kept: in stage mixed-policy"
     assert (kept.candidates, kept.rollouts[0]["reference_id"]) == ((), "p-0.6-1")
     assert "cut after 50% of its tokens" in " ".join(printed(kept, capsys).split())
     assert student.outcome == "not judged: replies of role student are never selected"
@@ -142,10 +142,61 @@ def test_replies_of_the_mixed_policy_show_their_rollout(made: Selected, capsys: 
 
 def test_a_stage_of_prompts_holds_the_prompt_of_the_reply(made: Selected) -> None:
     stages = {"rl": Stage(kind="grpo", where="prompt_id = 'q'")}
-    for name, positions in (("q-0.6-0", (0,)), ("p-0.6-0", ())):
+    select(made[0], recipe(stages))
+    for name, taken, positions in (("q-0.6-0", True, (0,)), ("p-0.6-0", False, ())):
         found = explain(made[0], recipe(stages), name)
-        assert [place.positions for place in found.places] == [positions]
+        assert [(place.is_taken, place.positions) for place in found.places] == [(taken, positions)]
         assert found.outcome.startswith("dropped")
+
+
+OWN_SELECTOR = """-- lottery
+-- Purpose     Rank by what all survivors are.
+-- Inputs      survivors
+-- Output      one row per survivor: response_id, rank
+-- Parameters  none
+-- Source      a test
+-- Try it      duckdb runs/demo/run.duckdb -readonly -f sql/selectors/lottery.sql
+select
+    response_id,
+    row_number() over (
+        partition by prompt_id, temperature
+        order by if((select count(*) from survivors) > 4, response_id, null) desc, response_id
+    ) as rank
+from survivors;
+"""
+
+
+AROUND = "temperature < 1.0 or response_id > (select min(response_id) from survivors where temperature = 1.0)"
+
+
+@pytest.mark.parametrize(("selection", "where"), [
+    ({"selector": "length_matched"}, "temperature = 0.6"),
+    ({"rules": ["answer_wrong", "response_duplicate"], "order": "selector-first", "keep": 2}, "temperature < 2.0"),
+    ({}, AROUND),
+    ({"selector": "lottery.sql", "params": {}}, "temperature < 2.0"),
+])  # fmt: skip
+def test_a_reply_is_explained_as_select_decides_it(
+    made: Selected, tmp_path: Path, selection: dict[str, Any], where: str
+) -> None:
+    """Explaining ranks a reply's rivals alone where they suffice; select ranks all."""
+    run, _ = made
+    (tmp_path / "lottery.sql").write_text(OWN_SELECTOR, encoding="utf-8")
+    chosen = {"rules": ["response_truncated", "answer_wrong"], "params": {"teacher_margin": 0.2}, **selection}
+    changed = recipe({"one": Stage(where=where)}, selection=Selection.model_validate(chosen))
+    before = {name: explain(run, changed, name, recipe_dir=tmp_path) for name in ("p-0.6-0", "s-1.0-1")}
+    select(run, changed, recipe_dir=tmp_path)
+    kept = {row["grain_id"]: row for row in run.read("selection").to_dicts()}
+    broken = run.read("rejections").select("response_id", "rule_name").rows()
+    for name, found in before.items():
+        (me,) = (one for one in found.candidates if one.response_id == name)
+        assert [rule.rule_name for rule in found.rules if rule.is_broken] == [
+            rule for rule in chosen["rules"] if (name, rule) in broken
+        ]
+        assert (found.places[0].is_taken, me.stages) == (name in kept, ("one",) if name in kept else ())
+        assert name not in kept or me.rank == kept[name]["rank"]
+    now = explain(run, changed, "s-1.0-1", recipe_dir=tmp_path)
+    assert now.places[0].positions == ((kept["s-1.0-1"]["position"],) if "s-1.0-1" in kept else ())
+    assert (now.rules, now.candidates) == (found.rules, found.candidates)
 
 
 @pytest.mark.parametrize(

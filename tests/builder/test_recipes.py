@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from builder.config import Recipe
+from builder.decision import plan_selection
 from builder.recipe import load_recipe, packaged_recipes
 from builder.resources import resource
 
@@ -91,3 +92,19 @@ def test_dasd_has_the_numbers_of_the_paper() -> None:
     assert recipe.mixed_policy is not None
     assert (recipe.mixed_policy.prompts, recipe.mixed_policy.length_cap) == (50_000, 1.5)
     assert (recipe.mixed_policy.cut, recipe.mixed_policy.keep) == ((0.5, 1.0), "cap")
+
+
+READABLE = {"mixed_language", "paragraph_too_long", "code_block_in_math"}
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("r1-")])
+def test_r1_reasoning_data_passes_the_papers_filter_for_readability(name: str) -> None:
+    """arXiv:2501.12948 section 2.3.3; general replies, preference pairs and prompts for RL are no such data."""
+    is_reasoning = name in {"r1-cold-start", "r1-reasoning", "r1-mix"}
+    assert set(load_recipe(name).selection.rules) & READABLE == (READABLE if is_reasoning else set())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_rule_and_parameter_of_a_packaged_recipe_passes_its_check(name: str) -> None:
+    recipe = load_recipe(name)
+    assert [rule.name for rule in plan_selection(recipe).rules] == recipe.selection.rules

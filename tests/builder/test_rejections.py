@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from test_selection import make_run, own_rule, recipe, reply
 
-from builder import rejections, selection
+from builder import decision, rejections
 from builder.config import Recipe
 from builder.errors import SqlError
 from builder.selection import select
@@ -26,14 +26,14 @@ def table(run: Run, name: str = "rejections") -> list[tuple[Any, ...]]:
 def asked(run: Run, made: Recipe, monkeypatch: pytest.MonkeyPatch, **given: Any) -> set[str]:
     """Names of the rules that `select` ran."""
     steps: list[Any] = []
-    real = selection.run_steps
+    real = decision.run_steps
 
     def spied(database: Path, given_steps: Any, *rest: Any, **more: Any) -> Any:
         steps.extend(given_steps)
         return real(database, given_steps, *rest, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(selection, "run_steps", spied)
+        patched.setattr(decision, "run_steps", spied)
         select(run, made, **given)
     return {step.name.split()[1] for step in steps if step.name.startswith("rule ")}
 

@@ -10,11 +10,12 @@ import polars as pl
 import pytest
 
 from builder.config import Recipe, Selection, Stage, Student
+from builder.decision import plan_selection
 from builder.errors import BuilderError, SqlError, TableError, UsageError
 from builder.identity import order_key
 from builder.models import student_id
 from builder.rules import catalogue
-from builder.selection import RuleFunnel, SelectionResult, StageResult, plan_selection, select
+from builder.selection import RuleFunnel, SelectionResult, StageResult, select
 from builder.show import decided
 from builder.sqlrun import Limits
 from builder.staging import build_staging, staging_variables
@@ -364,7 +365,7 @@ def test_an_endless_where_is_stopped_and_leaves_the_selection_as_it_was(tmp_path
 def test_a_misspelt_column_is_found_before_features_are_computed_for_many_replies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("builder.selection._MANY", 2)
+    monkeypatch.setattr("builder.decision._MANY", 2)
     run = make_run(tmp_path)
     for wrong in (recipe({"a": Stage(where="temperatur = 0.6")}), recipe(rules=["only.sql"])):
         with pytest.raises(SqlError, match=r'(?s)(stage a|rule only).*Candidate bindings: "temperature"'):

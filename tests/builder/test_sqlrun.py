@@ -242,6 +242,30 @@ def test_parse_select_lets_a_query_sample(database: Path) -> None:
     parse_select("select * from stg_responses using sample 1", "query", explore=True)
 
 
+RANKS = "select response_id, {} as rank from survivors join stg_responses using (response_id, prompt_id, temperature)"
+
+
+@pytest.mark.parametrize(
+    ("window", "refused"),
+    [
+        ("row_number() over (partition by prompt_id, temperature order by completion_tokens)", True),
+        ("ntile(4) over (order by completion_tokens)", True),
+        ("row_number() over (order by completion_tokens, response_id)", False),
+        ("row_number() over (order by md5(response_id || ':0'))", False),
+        ("row_number() over (partition by response_id order by sample_index)", False),
+        ("rank() over (order by completion_tokens)", False),
+    ],
+)
+def test_rows_are_numbered_in_a_total_order_only(window: str, refused: bool) -> None:
+    sql = RANKS.format(window)
+    parse_select(sql, "query", explore=True)
+    if not refused:
+        parse_select(sql, "Selector mine")
+        return
+    with pytest.raises(SqlError, match=r"(?s)Selector mine uses .*order that may tie.*response_id.*LINE 1: .*\n +\^"):
+        parse_select(sql, "Selector mine")
+
+
 def test_a_query_keeps_its_order_and_names_every_column(database: Path) -> None:
     rows = query(database, "select range as n, -range as m, 1 as n from range(50000) order by m")
     assert rows.column_names == ["n", "m", "n_1"]
@@ -266,6 +290,13 @@ def test_an_error_points_at_its_place_in_the_file(database: Path, sql: str, show
     assert shown in lines
     place = lines[lines.index(shown) + 1].index("^")
     assert shown.index(caret) <= place < shown.index(caret) + len(caret)
+
+
+def test_a_syntax_error_points_at_its_place_in_the_file_under_its_header() -> None:
+    with pytest.raises(SqlError, match=r"(?s)Rule my_rule.*cannot be parsed.*LINE 11: select response_id") as caught:
+        rule(PARAMS.replace("as observed,", "as observed,,"))
+    shown, caret = str(caught.value).splitlines()[-2:]
+    assert caret.index("^") == shown.index(",,") + 1
 
 
 def test_an_error_in_no_place_of_the_file_shows_none(database: Path) -> None:

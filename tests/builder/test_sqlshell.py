@@ -101,6 +101,33 @@ def test_a_syntax_error_points_at_its_place(made: Selected) -> None:
         show_query(Reporter(), made[0].database, {}, "select 1\nfro stg_scores", None)
 
 
+@pytest.mark.parametrize(
+    ("last", "shown", "caret"),
+    [
+        ("where mean_dela > 0", "LINE 4: where mean_dela > 0", "mean_dela"),
+        ("where (mean_delta > 0", "LINE 4: where (mean_delta > 0", "0"),
+        ("where status::integer = 1", "LINE 4: where status::integer = 1", "::integer"),
+    ],
+)
+def test_an_error_names_the_file_and_points_at_its_place(
+    made: Selected, tmp_path: Path, last: str, shown: str, caret: str
+) -> None:
+    file = tmp_path / "mine.sql"
+    file.write_text(f"-- mine: what I look at\n\nselect response_id from stg_scores\n{last}", encoding="utf-8")
+    with pytest.raises(SqlError, match=r"^The query in .*mine\.sql (fails|cannot be parsed)") as caught:
+        show_query(Reporter(), made[0].database, {}, None, file)
+    lines = str(caught.value).splitlines()
+    assert lines[lines.index(shown) + 1].index("^") == shown.index(caret)
+
+
+def test_a_long_list_of_candidate_functions_is_cut(made: Selected) -> None:
+    with pytest.raises(SqlError, match="Candidate functions") as caught:
+        show_query(Reporter(), made[0].database, {}, "select status + 1 from stg_scores", None)
+    lines = str(caught.value).splitlines()
+    assert sum(line.startswith("\t") for line in lines) == 7
+    assert lines[-1].index("^") == lines[-2].index("+")
+
+
 def test_a_file_that_is_no_text_is_a_usage_error(made: Selected, tmp_path: Path) -> None:
     (tmp_path / "q.sql").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match=r"q\.sql cannot be read"):
