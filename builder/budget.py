@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import polars as pl
-
 from builder.config import Prices, Teacher
 from builder.errors import BudgetError, UsageError
 from builder.identity import Message
@@ -111,12 +109,18 @@ def open_budget(run: Run, teacher: Teacher, max_cost: float | None, max_tokens: 
         )
     budget = Budget(max_cost, max_tokens, teacher.prices)
     if max_cost is not None or max_tokens is not None:
-        paid = run.scan("responses").filter(pl.col("role").is_in(PAID_ROLES))
-        prompt, completion = (
-            paid.select(pl.col("prompt_tokens").sum(), pl.col("completion_tokens").sum()).collect().row(0)
-        )
-        read_again = paid.filter(pl.col("response_id").is_in(rescored_ids(run)))
-        again = read_again.select(pl.sum("prompt_tokens") + pl.sum("completion_tokens")).collect().item() or 0
-        budget.tokens = prompt + completion + again
-        budget.cost = budget.price(prompt + again, completion)
+        budget.tokens, budget.cost = _used(run, budget)
     return budget
+
+
+def _used(run: Run, budget: Budget) -> tuple[int, float]:
+    """Tokens and USD of the replies that are paid by the recipe's prices, those read again by the teacher twice."""
+    rescored = rescored_ids(run)
+    prompt = completion = again = 0
+    for _, rows in run.by_part("responses", ["response_id", "role", "prompt_tokens", "completion_tokens"]):
+        for identity, role, sent, written in zip(*(column.to_pylist() for column in rows.itercolumns()), strict=True):
+            if role in PAID_ROLES:
+                prompt += sent or 0
+                completion += written or 0
+                again += ((sent or 0) + (written or 0)) * (identity in rescored)
+    return prompt + completion + again, budget.price(prompt + again, completion)

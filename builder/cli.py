@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from builder.diff_command import diff
 from builder.errors import UsageError
 from builder.options import (
     BUDGET,
@@ -21,6 +22,8 @@ from builder.options import (
     opened,
     recipe_command,
 )
+from builder.publish_command import publish
+from builder.release_command import release
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -211,10 +214,8 @@ def select(
             show_funnel_by(context.reporter, by, funnel_by(context.run, by))
 
 
-@recipe_command(app, options=("allow_code",))
-def release(context: Context) -> None:
-    """selection → releases/vN: Parquet, card, manifest. Unchanged rows release nothing."""
-    context.steps.release()
+app.command()(release)
+recipe_command(app)(publish)
 
 
 @recipe_command(app, "run", options=("limit", *BUDGET, "allow_code"))
@@ -301,6 +302,9 @@ def compare(
     folder = context.steps.recipe_dir
     found = compare_recipes(context.run, context.recipe, folder, other, sample, allow_code=context.steps.allow_code)
     show_compared(context.reporter, found)
+
+
+app.command()(diff)
 
 
 @recipe_command(app, "eval", options=("limit",))

@@ -1,15 +1,14 @@
-"""What makes two prompts, two requests or two row sets the same. Pure functions; changing one changes what is paid."""
+"""What makes two prompts or two requests the same. Pure functions; changing one changes what is paid."""
 
 import hashlib
 import json
 import math
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from json.encoder import encode_basestring as _quoted
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 KEY_FORMAT = 1
 """Version of the request key. A new number means that nothing stored before answers a request of today."""
@@ -159,24 +158,6 @@ def order_key(grain_id: str, seed: int) -> str:
     return hashlib.md5(f"{grain_id}:{seed}".encode(), usedforsecurity=False).hexdigest()
 
 
-def rowset_hash(rows: pl.DataFrame, columns: Sequence[str]) -> str:
-    """64 hex digits over the rows of `columns`, whatever their order: sum of the rows' sha256 modulo 2²⁵⁶.
-
-    A sum keeps multiplicity (two equal rows differ from none), which exclusive or would lose.
-    """
-    total = 0
-    for row in row_texts(rows, columns):
-        total += int.from_bytes(hashlib.sha256(row.encode()).digest(), "big")
-    return f"{total % 2**256:064x}"
-
-
-def row_texts(rows: pl.DataFrame, columns: Sequence[str]) -> Iterable[str]:
-    """Canonical JSON of each row, floats by shortest repr, columns in the given order of names."""
-    names = sorted(columns)
-    for row in rows.select(names).iter_rows():
-        yield canonical_json([names, list(row)])
-
-
 def _plain(value: Any) -> Any:  # noqa: PLR0911
     """The value in JSON's own types, so that numpy scalars, tuples and dates hash as what they say."""
     if value is None or isinstance(value, bool | str | int):
@@ -189,6 +170,6 @@ def _plain(value: Any) -> Any:  # noqa: PLR0911
         return int(value) if value.is_integer() and abs(value) < 2**53 else value
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple | np.ndarray | pl.Series):
+    if isinstance(value, list | tuple | np.ndarray) or hasattr(value, "to_list"):  # a Series, without loading polars
         return [_plain(inner) for inner in value]
     return str(value)

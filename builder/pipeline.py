@@ -9,14 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder.code_rules import refuse_code
 from builder.config import Recipe
 from builder.console import Reporter
-from builder.decision import plan_selection
 from builder.errors import BudgetError, EndpointError, ScoreError
 from builder.live import Live
 from builder.schema import PAID_ROLES
-from builder.selection import SelectionResult, select
 from builder.show import note, show_generated, show_mixed, show_released, show_scored, show_selected, show_verified
 from builder.store import Run
 from builder.tally import MAX_TRIES, Tally
@@ -28,6 +25,7 @@ if TYPE_CHECKING:
     from builder.release import Release
     from builder.requests import Request
     from builder.score import ScoreResult
+    from builder.selection import SelectionResult
     from builder.verify import VerifyResult
     from builder.wire import Wire
 
@@ -58,6 +56,9 @@ class Steps:
 
     def everything(self) -> "Release":
         """Every step in order; a selection that cannot run is refused before anything is paid."""
+        from builder.code_rules import refuse_code
+        from builder.decision import plan_selection
+
         plan = plan_selection(self.recipe, self.recipe_dir)
         if not self.allow_code:
             refuse_code(plan.files)
@@ -203,17 +204,19 @@ class Steps:
         self.run.event("verify", asdict(result))
         return result
 
-    def select(self) -> SelectionResult:
+    def select(self) -> "SelectionResult":
         """Run rules, selector and stages."""
         result = self._select()
         show_selected(self.reporter, result)
         self.run.event("select", asdict(result))
         return result
 
-    def _select(self) -> SelectionResult:
+    def _select(self) -> "SelectionResult":
+        from builder.selection import select
+
         return select(self.run, self.recipe, recipe_dir=self.recipe_dir, allow_code=self.allow_code)
 
-    def release(self, selected: SelectionResult | None = None) -> "Release":
+    def release(self, selected: "SelectionResult | None" = None) -> "Release":
         """Write the release of the current selection, made anew so that it is the recipe's."""
         from builder.release import release
 

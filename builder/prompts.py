@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from builder.collector import no_collection
 from builder.config import Gold, PromptSource, Recipe
 from builder.errors import SourceError
 from builder.identity import normalize_messages, normalized_prompt_id
-from builder.store import Run, columns_table
+from builder.store import Run, columns_table, where
 from builder.verifiers import default_verifier
 
 _CHUNK = 4096
@@ -93,12 +93,28 @@ def write_prompts(run: Run, prompts: Prompts, *, limited: bool = False) -> None:
     """
     starts = range(0, len(prompts.rows), _CHUNK) or [0]
     rows = pa.concat_tables([columns_table("prompts", prompts.rows[start : start + _CHUNK]) for start in starts])
-    wanted = pl.LazyFrame({"prompt_id": [row["prompt_id"] for row in prompts.rows]}, schema={"prompt_id": pl.String})
-    others = run.scan("prompts").join(wanted, on="prompt_id", how="anti")
-    if not limited:
-        imported = run.scan("responses").filter(pl.col("received_at").is_null()).select("prompt_id").unique()
-        others = others.join(imported, on="prompt_id", how="semi")
-    run.replace("prompts", pa.concat_tables([rows, others.collect().to_arrow().cast(rows.schema)]))
+    run.replace("prompts", pa.concat_tables([rows, _others(run, prompts, limited=limited)]))
+
+
+def _others(run: Run, prompts: Prompts, *, limited: bool) -> "pa.Table":
+    """Rows of the table that stay beside `prompts`."""
+    wanted = {row["prompt_id"] for row in prompts.rows}
+    ids = run.columns("prompts", ["prompt_id"])["prompt_id"].to_pylist()
+    stays = [identity not in wanted for identity in ids]
+    if any(stays) and not limited:
+        imported = _imported(run)
+        stays = [identity in imported and stay for identity, stay in zip(ids, stays, strict=True)]
+    return where(run.columns("prompts"), stays) if any(stays) else columns_table("prompts", [])
+
+
+def _imported(run: Run) -> set[str]:
+    """Ids of the prompts of imported replies, which were received at no time."""
+    found: set[str] = set()
+    for _, rows in run.by_part("responses", ["prompt_id", "received_at"]):
+        never = rows["received_at"].is_null().to_pylist()  # the times themselves would come by way of pandas
+        ids: list[Any] = rows["prompt_id"].to_pylist()
+        found.update(prompt for prompt, is_imported in zip(ids, never, strict=True) if is_imported)
+    return found
 
 
 def open_source(source: PromptSource) -> tuple[str, Iterable[dict[str, Any]]]:
@@ -143,8 +159,6 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _arrow_rows(path: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
     try:
         for batch in pq.ParquetFile(path).iter_batches(batch_size=4096):
             yield from batch.to_pylist()

@@ -8,10 +8,9 @@ The values are those of the bare model at temperature 1 (vLLM: prompt tokens ski
 import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import polars as pl
 
 from builder.client import endpoints_of
 from builder.config import Endpoint, Recipe
@@ -26,6 +25,9 @@ from builder.student import NoLogprobs
 from builder.text import THINK_CLOSE, THINK_OPEN
 from builder.tokens import AlignError, align, token_bytes
 from builder.windows import Row, Windowed, windows
+
+if TYPE_CHECKING:
+    import polars as pl
 
 _CHUNK: Final = 256
 """Replies rescored between two parts: what a crash costs, in teacher tokens."""
@@ -61,8 +63,10 @@ class _Shown:
     ends: np.ndarray
 
 
-def rescorable(run: Run, recipe: Recipe) -> pl.DataFrame:
+def rescorable(run: Run, recipe: Recipe) -> "pl.DataFrame":
     """Ids of the teacher's own replies that have no logprobs and were not rescored; none unless the recipe asks."""
+    import polars as pl  # here and below: `generate` imports this module and does without
+
     if not recipe.require_teacher().rescore:
         return pl.DataFrame(schema={"response_id": pl.String})
     replies = run.scan("responses").filter(
@@ -85,6 +89,8 @@ def tokens_to_rescore(run: Run, recipe: Recipe) -> int:
 
     Where there are none, as for imported replies, a byte counts as a token: the most that it can be.
     """
+    import polars as pl
+
     replies = run.scan("responses").join(rescorable(run, recipe).lazy(), on="response_id", how="semi")
     asked = pl.col("messages").list.eval(pl.element().struct.field("content").str.len_bytes()).list.sum()
     written = pl.sum_horizontal(pl.col("reasoning", "answer").str.len_bytes())
@@ -92,8 +98,10 @@ def tokens_to_rescore(run: Run, recipe: Recipe) -> int:
     return int(replies.join(run.scan("prompts"), on="prompt_id").select(tokens.sum()).collect().item() or 0)
 
 
-def _chunks(run: Run, replies: pl.DataFrame) -> Iterator[list[dict[str, Any]]]:
+def _chunks(run: Run, replies: "pl.DataFrame") -> Iterator[list[dict[str, Any]]]:
     """Texts, messages and prompt tokens of these replies, part by part: all of them may be more than memory holds."""
+    import polars as pl
+
     prompts = run.scan("prompts").select("prompt_id", "messages")
     for part in run.parts("responses"):
         rows = pl.scan_parquet(part, glob=False).join(replies.lazy(), on="response_id", how="semi")
@@ -106,8 +114,12 @@ def _chunks(run: Run, replies: pl.DataFrame) -> Iterator[list[dict[str, Any]]]:
 def rescored_ids(run: Run, *, failed: bool = False) -> set[str]:
     """Replies whose logprobs came by rescoring; with `failed` those whose rescoring brought none."""
     wanted = _NOT if failed else RESCORED
-    found = run.scan("logprobs").filter(pl.col("align_detail").str.starts_with(wanted)).select("response_id").collect()
-    return set(found["response_id"].to_list())
+    return {
+        identity
+        for _, rows in run.by_part("logprobs", ["response_id", "align_detail"])
+        for identity, detail in zip(*(column.to_pylist() for column in rows.itercolumns()), strict=True)
+        if detail is not None and detail.startswith(wanted)
+    }
 
 
 async def check_rescoring(recipe: Recipe) -> None:
@@ -118,7 +130,7 @@ async def check_rescoring(recipe: Recipe) -> None:
 def rescore(
     run: Run,
     recipe: Recipe,
-    replies: pl.DataFrame,
+    replies: "pl.DataFrame",
     *,
     shard: int = 0,
     progress: Callable[[int, int], None] | None = None,

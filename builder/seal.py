@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -34,20 +33,60 @@ _RAW_BYTES = 100_000_000
 # Small parts are pruned once this much waits: a segment of tokens at the 24 compressed bytes that each takes.
 _KEPT_RAW = 1000
 # One raw body in so many stays, to look at and to parse again.
+_LOOSE_REPLIES = 256
+_LOOSE_TOKENS = 250_000
+# So many rows wait as Python objects, which take thrice the memory that they take in Arrow.
+
+
+@dataclass
+class _Rows:
+    """Rows of a table on their way to a part: the latest as they came, those before in Arrow."""
+
+    name: str
+    loose: list[dict[str, Any]] = field(default_factory=list)
+    packed: list[pa.Table] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.loose) + sum(rows.num_rows for rows in self.packed)
+
+    def pack(self) -> None:
+        """Bring all of them to Arrow. Raises TableError for a row that does not fit."""
+        self.packed.append(columns_table(self.name, self.loose))
+        self.loose = []
+
+    def table(self) -> pa.Table:
+        """All of them. Raises as `pack`."""
+        self.pack()
+        return pa.concat_tables(self.packed)
 
 
 @dataclass
 class _Segment:
     """Replies that become one part. `sealed` are those whose bodies may go: attempt id, response id, has logprobs."""
 
-    responses: list[dict[str, Any]] = field(default_factory=list)
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    responses: _Rows = field(default_factory=lambda: _Rows("responses"))
+    logprobs: _Rows = field(default_factory=lambda: _Rows("logprobs"))
     sealed: list[tuple[int, str, bool]] = field(default_factory=list)
     tokens: int = 0
+    _loose_tokens: int = 0
 
     @property
     def is_full(self) -> bool:
         return max(len(self.responses), len(self.logprobs)) >= _SEAL_REPLIES or self.tokens >= _SEAL_TOKENS
+
+    def add(self, response: dict[str, Any] | None, logprobs: dict[str, Any] | None, tokens: int) -> None:
+        """Rows of one reply of so many tokens. Raises TableError where a row does not fit its table."""
+        if response is not None:
+            self.responses.loose.append(response)
+        if logprobs is not None:
+            self.logprobs.loose.append(logprobs)
+        self.tokens += tokens
+        self._loose_tokens += tokens
+        waiting = max(len(self.responses.loose), len(self.logprobs.loose))
+        if waiting >= _LOOSE_REPLIES or self._loose_tokens >= _LOOSE_TOKENS:
+            self.responses.pack()
+            self.logprobs.pack()
+            self._loose_tokens = 0
 
 
 class Sealer:
@@ -63,7 +102,6 @@ class Sealer:
         self.journal = journal
         self._segment = _Segment()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="seal")
-        pa.set_memory_pool(pa.system_memory_pool())  # pyarrow's own keeps 35 MB once a part was made
         self._writing: Future[None] | None = None
         self._read_tables()
 
@@ -71,16 +109,17 @@ class Sealer:
         """Which replies stand in the tables, and which stand there in half."""
         self._sealed: set[str] = set()
         self._half: dict[str, str] = {}  # a crash came between the two tables: part of `logprobs` by reply
-        self._bare: set[str] = set()  # their part of `logprobs` is gone
-        if not (self.run.parts("responses") or self.run.parts("logprobs")):
-            return  # the first query of polars takes 60 MB
-        scored = self.run.scan("logprobs", paths_as="part").select("response_id", "part")
-        known = self.run.scan("responses").select("response_id", "logprobs_mode")
-        half = scored.join(known, on="response_id", how="anti").collect()
-        bare = known.filter(pl.col("logprobs_mode").is_not_null()).join(scored, on="response_id", how="anti").collect()
-        self._sealed = set(known.select("response_id").collect()["response_id"])
-        self._half = {identity: Path(part).name for identity, part in half.iter_rows()}
-        self._bare = set(bare["response_id"])
+        bare: set[str] = set()
+        for _, rows in self.run.by_part("responses", ["response_id", "logprobs_mode"]):
+            ids: list[Any] = rows["response_id"].to_pylist()
+            modes = rows["logprobs_mode"].to_pylist()
+            self._sealed.update(ids)
+            bare.update(identity for identity, mode in zip(ids, modes, strict=True) if mode is not None)
+        for part, rows in self.run.by_part("logprobs", ["response_id"]):
+            scored: list[Any] = rows["response_id"].to_pylist()
+            bare.difference_update(scored)
+            self._half.update((identity, part.name) for identity in scored if identity not in self._sealed)
+        self._bare = set(bare)  # their part of `logprobs` is gone; a copy, as a set that was large stays large
 
     def __enter__(self) -> "Sealer":
         return self
@@ -105,16 +144,16 @@ class Sealer:
         if identity in self._sealed and identity not in self._bare:
             return cost
         segment = self._segment
-        if logprobs is not None and identity not in self._half:
-            segment.logprobs.append(logprobs)
-        if identity in self._sealed:  # only its logprobs were missing
-            self._bare.discard(identity)
-        else:
-            self._sealed.add(identity)
-            segment.responses.append(response)
-            if not _keeps_raw(stored, reply, logprobs):
-                segment.sealed.append((stored.attempt_id, identity, logprobs is not None))
-        segment.tokens += max(len(reply.pieces), reply.completion_tokens or 0)
+        is_new = identity not in self._sealed
+        self._sealed.add(identity)
+        self._bare.discard(identity)
+        if is_new and not _keeps_raw(stored, reply, logprobs):
+            segment.sealed.append((stored.attempt_id, identity, logprobs is not None))
+        segment.add(
+            response if is_new else None,  # else only its logprobs were missing
+            logprobs if identity not in self._half else None,
+            max(len(reply.pieces), reply.completion_tokens or 0),
+        )
         if segment.is_full:
             self._submit()
         return cost
@@ -185,7 +224,7 @@ class Sealer:
     def _submit(self) -> None:
         """Hand the segment to the thread. Waits while the one before it is being written, so memory stays bounded."""
         self._settle()
-        if self._segment.responses or self._segment.logprobs:
+        if len(self._segment.responses) or len(self._segment.logprobs):
             segment, self._segment = self._segment, _Segment()
             self._writing = self._worker.submit(self._write, segment)
 
@@ -197,9 +236,9 @@ class Sealer:
     def _write(self, segment: _Segment) -> None:
         """One part of each table. `logprobs` first: a reply counts as sealed once it is in `responses`."""
         shard = self.journal.shard
-        logprobs = columns_table("logprobs", segment.logprobs)
+        logprobs = segment.logprobs.table()
         scored = self.run.append("logprobs", logprobs, shard=shard, check=lambda file, _: _read_back(file, logprobs))
-        responses = columns_table("responses", segment.responses)
+        responses = segment.responses.table()
 
         def check(temporary: Path, part: Path) -> None:
             _read_back(temporary, responses)
@@ -245,7 +284,7 @@ def _read_back(file: Path, rows: pa.Table) -> None:
     """
     try:
         with pq.ParquetFile(file) as stored:  # pq.read_table loads pyarrow.dataset and pandas, 60 MB
-            same = stored.read().equals(rows)
+            same = stored.read(use_threads=False).equals(rows)  # each thread of Arrow takes memory of its own
     except (OSError, pa.ArrowException) as error:
         raise TableError(f"{file} was written and cannot be read ({error}); {_NOTHING_LOST}") from error
     if not same:

@@ -5,20 +5,22 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
-import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from builder.columns import column
 from builder.errors import TableError
 from builder.schema import TABLES, Table
+
+if TYPE_CHECKING:
+    import polars as pl
 
 _TOKEN_ENCODINGS: Final = {
     "token_ids": "PLAIN",
@@ -97,7 +99,7 @@ class Run:
             int(match[2]) for path in self.parts(name) if (match := _PART.match(path.name)) and int(match[1]) == shard
         ]
         path = self.table_dir(name) / f"part-{shard:03d}-{max(taken, default=-1) + 1:05d}.parquet"
-        write_parquet(rows.cast(TABLES[name].schema), path, check)
+        write_parquet(_cast(rows, TABLES[name].schema), path, check)
         return path
 
     def remove(self, ids: Container[str]) -> None:
@@ -106,10 +108,10 @@ class Run:
             if "response_id" not in table.schema.names:
                 continue
             for part in self.parts(name):
-                rows = pq.read_table(part)
+                rows = _read_part(part)
                 stays = [identity not in ids for identity in rows["response_id"].to_pylist()]
                 if not all(stays):
-                    write_parquet(rows.filter(pa.array(stays)), part)
+                    write_parquet(where(rows, stays), part)
 
     def replace(self, name: str, rows: pa.Table) -> None:
         """Make `rows` the whole table, as one part that takes the old one's place in a single rename.
@@ -117,16 +119,18 @@ class Run:
         For tables that are always replaced: parts that `append` made go after the rename, one by one.
         """
         only = self.table_dir(name) / "part-000-00000.parquet"
-        write_parquet(rows.cast(TABLES[name].schema), only)
+        write_parquet(_cast(rows, TABLES[name].schema), only)
         for part in self.parts(name):
             if part != only:
                 part.unlink()
 
-    def scan(self, name: str, *, paths_as: str | None = None) -> pl.LazyFrame:
+    def scan(self, name: str, *, paths_as: str | None = None) -> "pl.LazyFrame":
         """The table, lazily; empty where it was never written. Raises TableError on a foreign schema.
 
         `paths_as` names a further column: the path of the part that a row stands in.
         """
+        import polars as pl  # 44 MB once it was used: not for `generate`
+
         parts = self.parts(name)
         if not parts:
             empty: Any = pl.from_arrow(TABLES[name].schema.empty_table())
@@ -150,16 +154,21 @@ class Run:
     def columns(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """The table, or some of its columns, as Arrow; empty where it was never written.
 
-        Raises TableError on a foreign schema. Not by `pyarrow.parquet.read_table`, which loads pandas, 50 MB.
+        Raises TableError on a foreign schema.
         """
-        tables = [columns_table(name, []).select(columns or self.schema(name).names)]
+        return pa.concat_tables([self._no_rows(name, columns), *(rows for _, rows in self.by_part(name, columns))])
+
+    def by_part(self, name: str, columns: list[str] | None = None) -> Iterator[tuple[Path, pa.Table]]:
+        """Part after part and its rows, or some of their columns, as Arrow. Raises TableError on a foreign schema."""
+        schema = self._no_rows(name, columns).schema
         for part in self.parts(name):
             check_schema(TABLES[name], part)
-            with pq.ParquetFile(part) as file:
-                tables.append(file.read(columns=tables[0].column_names).cast(tables[0].schema))
-        return pa.concat_tables(tables)
+            yield part, _cast(_read_part(part, schema.names).select(schema.names), schema)
 
-    def read(self, name: str, columns: Iterable[str] | None = None) -> pl.DataFrame:
+    def _no_rows(self, name: str, columns: list[str] | None) -> pa.Table:
+        return columns_table(name, []).select(columns or self.schema(name).names)
+
+    def read(self, name: str, columns: Iterable[str] | None = None) -> "pl.DataFrame":
         """The table in memory; `columns` picks some."""
         frame = self.scan(name)
         return (frame if columns is None else frame.select(list(columns))).collect()
@@ -184,6 +193,22 @@ def check_schema(table: Table, part: Path) -> None:
                 "Replies whose raw bodies are in the journal come back without a request; builder generate names the "
                 "parts of the others and stops."
             )
+
+
+def where(rows: pa.Table, stays: list[bool]) -> pa.Table:
+    """The rows that stay."""
+    return rows.filter(column(stays, pa.bool_()))
+
+
+def _read_part(part: Path, columns: list[str] | None = None) -> pa.Table:
+    """Rows of a part. Not by `pyarrow.parquet.read_table`, which loads pandas, 50 MB."""
+    with pq.ParquetFile(part) as file:
+        return file.read(columns=columns)
+
+
+def _cast(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The rows in this very schema. What is in it already stays: a cast loads Arrow's library of computations."""
+    return rows if rows.schema.equals(schema, check_metadata=True) else rows.cast(schema)
 
 
 def write_parquet(rows: pa.Table, path: Path, check: Check | None = None) -> None:
@@ -275,33 +300,16 @@ def remove_tree(folder: Path) -> None:
 
 
 def columns_table(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Rows of a table as Arrow, in its schema; raises TableError naming the row that does not fit.
+    """Rows of a table as Arrow, in its schema; raises TableError with the value that does not fit.
 
-    A list may be a numpy array, which holds 16,000 numbers in 64 kB where Python's objects take half a megabyte; NaN in
-    an array of floats stands for null.
+    A list may be a numpy array; NaN in an array of floats stands for null.
     """
     schema = TABLES[name].schema
     try:
         return pa.Table.from_arrays(
-            [_column([row.get(field.name) for row in rows], field.type) for field in schema], schema=schema
+            [column([row.get(field.name) for row in rows], field.type) for field in schema], schema=schema
         )
-    except (pa.ArrowException, pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
+    except (pa.ArrowException, AttributeError, TypeError, ValueError, OverflowError) as error:
         raise TableError(
             f"Rows do not fit table {name}: {error}. This is a defect of tempered; please report it."
         ) from error
-
-
-def _column(values: list[Any], kind: Any) -> Any:
-    """By way of polars: `pa.array` looks for pandas objects, and loads pandas for it, which takes 47 MB."""
-    if not any(isinstance(value, np.ndarray) for value in values):
-        empty: Any = pl.from_arrow(pa.table([pa.nulls(0, kind)], names=["values"]))
-        return _arrow(pl.Series(values, dtype=empty.schema["values"], strict=True), kind)
-    lists = [np.zeros(0) if value is None else np.asarray(value) for value in values]
-    ends = _arrow(pl.Series(np.cumsum([0, *map(len, lists)])), pa.int32())
-    inner = _arrow(pl.Series(np.concatenate(lists), nan_to_null=True), kind.value_type)
-    absent = _arrow(pl.Series([value is None for value in values]), pa.bool_())
-    return pa.ListArray.from_arrays(ends, inner, mask=absent).cast(kind)
-
-
-def _arrow(values: pl.Series, kind: Any) -> Any:
-    return values.to_arrow().cast(kind)

@@ -20,16 +20,17 @@ from builder import ask as asking
 from builder import client as clients
 from builder import flow, journal, journal_writer
 from builder import generate as generation
-from builder.ask import Tally
 from builder.budget import Budget
 from builder.client import RefusedError, RetryableError
 from builder.config import Recipe
 from builder.errors import EndpointError, JournalError
 from builder.generate import generate
-from builder.identity import prompt_id, rowset_hash
+from builder.identity import prompt_id
 from builder.journal_writer import Journal
 from builder.prompts import Prompts
+from builder.rowset import rowset_hash
 from builder.store import Run
+from builder.tally import Tally
 
 LOSSY = [500, 429, DROP, b"", b"<html>keep-alive</html>", b'{"error": "overloaded"}', b'{"choices": []}', 503]
 
