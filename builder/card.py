@@ -1,14 +1,28 @@
 """manifest → README.md of a release. Every number on the card comes from the manifest; nothing is typed twice."""
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import Any, Final
+from urllib.parse import quote
 
-from huggingface_hub import DatasetCardData
-from jinja2 import StrictUndefined
+from jinja2 import FunctionLoader, StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
+from markupsafe import Markup
 
+from builder import card_text
+from builder.card_merge import generated_card, merge_card
+from builder.card_plots import FOLDER
+from builder.card_text import code, number, prose
+from builder.config import Selection
+from builder.licenses import hub_license, license_conflicts
+from builder.release_history import data_files
+from builder.release_statistics import CANDIDATES, MEASURES
 from builder.resources import resource
-from builder.schema import RELEASE_CANDIDATES, RELEASE_KINDS
+from builder.schema import LOGPROBS, RELEASE_CANDIDATES, RELEASE_KINDS, VERDICTS
+
+__all__ = ["merge_card", "render_card"]
 
 # The Hub's legal buckets; anything else makes its metadata invalid.
 _SIZES: Final = (
@@ -19,36 +33,173 @@ _SIZES: Final = (
     (10_000_000, "1M<n<10M"),
     (100_000_000, "10M<n<100M"),
 )
+_HASH: Final = re.compile("[0-9a-f]{40,}")
+_OTHER_CONFIGS: Final = {CANDIDATES: RELEASE_CANDIDATES, "logprobs": LOGPROBS.schema}
+_PLOTS: Final = {
+    "student-tokens": "Histograms of student tokens by config and temperature",
+    "completion-tokens": "Histograms of completion tokens by config and temperature",
+    "teacher-share": "Histograms of the share of teacher sentences by config and temperature",
+    "pass-rate": "Histogram of the share of correct replies by prompt",
+}
 
 
 def render_card(manifest: Mapping[str, Any]) -> str:
-    """The card of a release: legal front matter, then the text of `data_cards/card.md.jinja`."""
-    environment = SandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = lambda value: "not counted" if value is None else f"{value:,}"
-    environment.filters["cell"] = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
-    template = environment.from_string(resource("data_cards", "card.md.jinja").read_text(encoding="utf-8"))
-    kinds = sorted({entry["kind"] for entry in manifest["schedule"]})
-    body = template.render(
-        manifest=manifest,
-        repo=manifest["repo"] or "PATH/OF/THE/RELEASE",
-        pinned=bool(manifest["repo"]),
-        configs=_configs(manifest),
-        first=manifest["schedule"][0]["config"],
-        columns={kind: _columns(RELEASE_KINDS[kind]) for kind in kinds},
-        candidate_columns=_columns(RELEASE_CANDIDATES),
+    """The card of a release: legal front matter, then the text of `data_cards/card.md.jinja` between markers.
+
+    `manifest` may lack `statistics` and `history`; then the card says what it does not know. Raises ReleaseError where
+    huggingface_hub would read other front matter than was written.
+    """
+    environment = SandboxedEnvironment(
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,  # of the templates that are included
+        finalize=_inert,
+        loader=FunctionLoader(lambda name: resource("data_cards", name).read_text(encoding="utf-8")),
     )
-    return f"---\n{_front_matter(manifest)}\n---\n\n{body.strip()}\n"
+    for place in (card_text.bibtex, card_text.cell, card_text.code, card_text.quoted, card_text.shell, _change):
+        environment.filters[place.__name__.strip("_")] = lambda value, place=place: Markup(place(value))
+    environment.filters["number"] = number
+    environment.filters["json"] = lambda value: json.dumps(value, sort_keys=True, ensure_ascii=False)
+    body = environment.get_template("card.md.jinja").render(manifest=_complete(manifest), **_context(manifest))
+    return generated_card(_front_matter(manifest), re.sub(r"\n{3,}", "\n\n", body))
 
 
-def _front_matter(manifest: Mapping[str, Any]) -> str:
+def _inert(value: Any) -> Any:
+    """What a template writes: words of a sentence, unless a filter made the value fit for its place."""
+    return prose(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _complete(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with the keys that a release may lack."""
+    teacher = {"license": None, "tokenizer": None, **manifest["teacher"]}
+    student = manifest["student"] and {"system_prompt": None, **manifest["student"]}
+    return {"withdrawn": [], **manifest, "teacher": teacher, "student": student}
+
+
+def _context(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template reads beside the manifest, all of it computed from there."""
+    configs = _configs(manifest)
+    names = [config["name"] for config in configs]
+    repo = manifest["repo"] or "PATH/OF/THE/RELEASE"
+    selector = manifest["selection"]["selector"]
+    statistics = manifest.get("statistics")
+    return {
+        "repo": repo,
+        "pinned": bool(manifest["repo"]),
+        "pinned_repo": f"{repo}@{manifest['version']}" if manifest["repo"] else repo,
+        "key": "-".join(re.findall(r"[a-z0-9.]+", f"{manifest['recipe_name']} {manifest['version']}".lower())),
+        "configs": configs,
+        "names": names,
+        "first": manifest["schedule"][0]["config"],
+        "columns": {kind: _columns(RELEASE_KINDS[kind]) for kind in sorted({e["kind"] for e in manifest["schedule"]})},
+        "other_columns": {name: _columns(_OTHER_CONFIGS[name]) for name in names if name in _OTHER_CONFIGS},
+        "conflicts": manifest.get("license_conflicts")
+        or license_conflicts(manifest["license"], manifest["prompts"], manifest["teacher"]),
+        "selector": _sql_link(manifest, "selectors", selector)[0],
+        "is_by_divergence": Selection(rules=[], selector=selector).needs_logprobs,
+        "funnel": [
+            {**row, **dict(zip(("link", "sha256"), _sql_link(manifest, "rules", row["rule"]), strict=True))}
+            for row in manifest["funnel"]
+        ],
+        "history": manifest.get("history") or [],
+        "statistics": statistics and {**statistics, "configs": list(_with_others(statistics))},
+        "plots": list(_plots(manifest)),
+        **_numbers(manifest, statistics),
+    }
+
+
+def _numbers(manifest: Mapping[str, Any], statistics: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Rows of the tables of quantiles, and what the limits say: verdicts that decide, rows without a score."""
+    if statistics is None:
+        return {}
+    spreads = [
+        {"config": one["config"], "temperature": one["temperature"], "measure": measure, **one[measure]}
+        for one in statistics["configs"]
+        for measure in MEASURES
+        if one[measure]
+    ]
+    decided = []
+    for line in statistics["verdicts"]:
+        if line["verifier"] is None and line["config"] != CANDIDATES:
+            rows = sum(line[name] for name in (*VERDICTS, "unverified"))
+            decided.append({**line, "rows": rows, "unsure": rows - line["correct"] - line["wrong"]})
+    unscored = []
+    for one in statistics["configs"]:
+        missing = one["rows"] - (one["teacher_sentences"] or {"known": 0})["known"]
+        if manifest["student"] and one["kind"] == "sft" and missing:
+            unscored.append({**one, "missing": missing})
+    return {"spreads": spreads, "decided": decided, "unscored": unscored, "verdicts": _verdict_lines(statistics)}
+
+
+def _verdict_lines(statistics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Verdicts by config and verifier. Where a config knows one verifier, its line is the one that decides as well."""
+    named = [line for line in statistics["verdicts"] if line["verifier"] is not None]
+    alone = {
+        line["config"]: {**line, "verifier": None}
+        for line in named
+        if [other["config"] for other in named].count(line["config"]) == 1
+    }
+    return [
+        {**line, "decides": line["verifier"] is None or alone.get(line["config"]) in statistics["verdicts"]}
+        for line in statistics["verdicts"]
+        if line["verifier"] is not None or alone.get(line["config"]) != line
+    ]
+
+
+def _with_others(statistics: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Configs with the number of rows of the domains that are not named."""
+    for one in statistics["configs"]:
+        yield {**one, "others": one["rows"] - sum(part["rows"] for part in one["domains"])}
+
+
+def _plots(manifest: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """Plots that are files of the release."""
+    for file in manifest["files"]:
+        path = PurePosixPath(file["path"])
+        if str(path.parent) == FOLDER and path.stem in _PLOTS:
+            yield {"path": str(path), "alt": _PLOTS[path.stem]}
+
+
+def _sql_link(manifest: Mapping[str, Any], kind: str, name: str) -> tuple[Markup, str | None]:
+    """A rule or selector as a link to its file in the release, and the first digits of its hash."""
+    stem = PurePosixPath(name).stem if name.endswith((".sql", ".py")) else name
+    for path, sha256 in manifest["sql"].items():
+        if PurePosixPath(path).parent.name == kind and PurePosixPath(path).stem == stem:
+            return Markup(f"[{code(stem)}](.builder/{quote(path)})"), sha256[:12]
+    return Markup(code(stem)), None
+
+
+def _change(change: Mapping[str, Any]) -> str:
+    """One entry of a version's changes in words."""
+    what, name, before, after = (change[key] for key in ("what", "name", "before", "after"))
+    label = f"{prose(what)} {code(name)}" if what != name else prose(what)
+    if what == "config":
+        old, new = (number(value) for value in (before, after))
+        if before is None:
+            return f"{label} is new: {new} rows"
+        if after is None:
+            return f"{label} is gone ({old} rows)"
+        return (
+            f"{label}: {old} → {new} rows" if before != after else f"{label}: {new} rows as before, not the same ones"
+        )
+    before, after = (f"{value[:12]}…" if _HASH.fullmatch(str(value)) else value for value in (before, after))
+    if before is None:
+        return f"{label} is new" if what == "rule" else f"{label}: {code(after)}, new"
+    if after is None:
+        return f"{label} is gone" if what == "rule" else f"{label}: gone, was {code(before)}"
+    return f"{label}: {code(before)} → {code(after)}"
+
+
+def _front_matter(manifest: Mapping[str, Any]) -> dict[str, Any]:
     rows = sum(entry["rows"] for entry in manifest["schedule"])
-    data = DatasetCardData(
-        pretty_name=manifest["recipe_name"],
-        license=(manifest["license"] or "unknown").lower(),  # the Hub's identifiers are lower case
-        task_categories=["text-generation"],
-        size_categories=[next((name for limit, name in _SIZES if rows < limit), "100M<n<1B")],
-        tags=["synthetic", "distillation", "reasoning-traces"],
-        configs=[
+    return {
+        **hub_license(manifest["license"]),
+        "size_categories": [next((name for limit, name in _SIZES if rows < limit), "100M<n<1B")],
+        "task_categories": ["text-generation"],
+        "pretty_name": manifest["recipe_name"],
+        "tags": ["synthetic", "distillation", "reasoning-traces"],
+        "configs": [
             {
                 "config_name": config["name"],
                 "data_files": [{"split": "train", "path": f"data/{config['name']}/train-*.parquet"}],
@@ -56,22 +207,17 @@ def _front_matter(manifest: Mapping[str, Any]) -> str:
             }
             for index, config in enumerate(_configs(manifest))
         ],
-    )
-    return str(data.to_yaml())
+    }
 
 
 def _configs(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Configs in training order, then `candidates` and `logprobs`, with rows and bytes."""
+    found = data_files(manifest)
     names = [entry["config"] for entry in manifest["schedule"]]
-    found: dict[str, dict[str, Any]] = {}
-    for file in manifest["files"]:
-        parts = file["path"].split("/")
-        if parts[0] == "data":
-            entry = found.setdefault(parts[1], {"name": parts[1], "rows": 0, "bytes": 0})
-            entry["rows"] += file["rows"]
-            entry["bytes"] += file["bytes"]
-    ordered = names + sorted(name for name in found if name not in names)
-    return [found[name] for name in ordered]
+    return [
+        {"name": name, **{key: sum(file[key] for file in found[name]) for key in ("rows", "bytes")}}
+        for name in [*names, *sorted(name for name in found if name not in names)]
+    ]
 
 
 def _columns(schema: Any) -> list[dict[str, str]]:

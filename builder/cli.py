@@ -215,7 +215,7 @@ def select(
 
 
 app.command()(release)
-recipe_command(app)(publish)
+recipe_command(app, writes=False)(publish)
 
 
 @recipe_command(app, "run", options=("limit", *BUDGET, "allow_code"))

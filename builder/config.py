@@ -16,6 +16,8 @@ _BY_DIVERGENCE = frozenset(
     {"teacher_sentence_count", "teacher_share", "length_matched", "mean_delta", "fewest_teacher_sentences"}
 )
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]*$")
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_LONGEST_CONFIG = 100
 # What the request sets itself: said twice, the journal would record another request than the one that is paid.
 _OWN_KEYS = {"model", "messages", "n", "stream", "stream_options", "temperature", "top_p", "seed"}
 _OWN_KEYS |= {"max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"}
@@ -23,6 +25,21 @@ _OWN_KEYS |= {"max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"}
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, int | float | str | dict) else value
+
+
+def _check_config(name: str) -> None:
+    """Raise ValueError where a stage's name cannot name a config of a dataset: a folder, and a word in the card."""
+    reason = None
+    if not NAME.fullmatch(name):
+        reason = "it must be lower case letters, digits, dots, dashes and underscores, and begin with a letter or digit"
+    elif ".." in name or name.endswith("."):
+        reason = "no path may hold two dots in a row or end with one"
+    elif len(name) > _LONGEST_CONFIG:
+        reason = f"it has {len(name)} characters, {_LONGEST_CONFIG} are the most"
+    elif name in ("candidates", "logprobs"):
+        reason = "every release has that config of its own"
+    if reason:
+        raise ValueError(f"stage name {name!r} cannot be a dataset config: {reason}")
 
 
 class Section(BaseModel):
@@ -263,17 +280,33 @@ class MixedPolicy(Section):
     @field_validator("stage")
     @classmethod
     def _config(cls, value: str) -> str:
-        if not NAME.fullmatch(value) or value in ("candidates", "logprobs"):
-            raise ValueError(f"{value!r} cannot be a dataset config")
+        _check_config(value)
         return value
 
 
 class ReleaseSection(Section):
-    """Where the release goes and under which licence."""
+    """Where the release goes, under which licence, and what is left out of it.
+
+    `withdrawn` are prompt and response ids: this version and all later ones leave these rows out of every config, also
+    where a later recipe does not name them.
+    """
 
     repo: str | None = None
     license: str | None = None
     logprobs: bool = False
+    withdrawn: Annotated[list[str], BeforeValidator(_as_list)] = []
+
+    @field_validator("repo")
+    @classmethod
+    def _org_and_name(cls, value: str | None) -> str | None:
+        if value is not None and (not _REPO.fullmatch(value) or len(value) > 96 or "--" in value or ".." in value):
+            raise ValueError(f"{value!r} is no dataset on the Hub: it must be org/name, of letters, digits, - _ .")
+        return value
+
+    @field_validator("withdrawn")
+    @classmethod
+    def _once(cls, value: list[str]) -> list[str]:
+        return sorted(set(value))
 
 
 class Recipe(Section):
@@ -302,8 +335,10 @@ class Recipe(Section):
     def _stages(cls, value: dict[str, Stage]) -> dict[str, Stage]:
         seen: list[str] = []
         for name, stage in value.items():
-            if not NAME.fullmatch(name) or name in ("candidates", "logprobs"):
-                raise ValueError(f"stage name {name!r} cannot be a dataset config")
+            _check_config(name)
+            alike = [other for other in seen if _table(other) == _table(name)]
+            if alike:
+                raise ValueError(f"stage names {alike[0]!r} and {name!r} would both be table {_table(name)} in SQL")
             if stage.init not in ("previous", "base", *seen):
                 raise ValueError(
                     f"stage {name!r} starts from {stage.init!r}: neither `previous`, `base` nor an earlier stage"
@@ -347,18 +382,22 @@ class Recipe(Section):
 
     def public_student(self) -> str | None:
         """The student's name without folders of this machine."""
-        return _unplaced(self.student.model) if self.student else None
+        return _shown(self.student.model, self.student.revision) if self.student else None
 
     def public_tokenizer(self) -> str | None:
         """The teacher tokenizer's name without folders of this machine."""
-        return _unplaced(self.teacher.tokenizer or self.teacher.model) if self.teacher else None
+        return _shown(self.teacher.tokenizer or self.teacher.model, None) if self.teacher else None
 
     def resolved(self) -> dict[str, Any]:
         """The recipe with all defaults, as plain values."""
         return self.model_dump(mode="json")
 
     def decisive(self) -> dict[str, Any]:
-        """The resolved recipe less endpoints, concurrency and folders: what can change a row."""
+        """The resolved recipe less endpoints, concurrency and folders: what can change a row.
+
+        The same in every working directory: whether a name is a folder is told by its text. A model without a revision
+        may be a folder, so it counts by its last part; what its weights gave is in the tables.
+        """
         resolved = self.resolved()
         if resolved["teacher"]:
             resolved["teacher"].pop("endpoints")
@@ -367,10 +406,13 @@ class Recipe(Section):
             resolved["student"].pop("backend")
         benchmarks = resolved["decontamination"]["benchmarks"].values() if resolved["decontamination"] else []
         for source in [*resolved["prompts"], *benchmarks]:
-            source["source"] = _unplaced(source["source"])
+            if not source["source"].startswith("hf://"):
+                source["source"] = Path(source["source"]).name
         for section, name in (("teacher", "tokenizer"), ("student", "model")):
-            if resolved[section] and resolved[section][name]:
-                resolved[section][name] = _unplaced(resolved[section][name])
+            given = resolved[section]
+            if given and given[name]:
+                is_pinned = given["revision"] is not None and given[name] == given["model"]
+                given[name] = _identity(given[name], is_pinned=is_pinned)
         return resolved
 
     def hash(self) -> str:
@@ -378,6 +420,17 @@ class Recipe(Section):
         return sha256_hex(canonical_json(self.decisive()))
 
 
-def _unplaced(name: str) -> str:
+def _identity(name: str, *, is_pinned: bool) -> str:
+    """The last part of what is or may be a path; a Hub name with its commit as it is."""
+    is_path = name.startswith(("/", "~", "./", "../"))
+    return name if is_pinned and not is_path else Path(name).name
+
+
+def _shown(name: str, revision: str | None) -> str:
     """The last part of a path on this machine; any other name as it is."""
-    return Path(name).name if Path(name).exists() else name
+    return Path(name).name if Path(name).is_absolute() or (revision is None and Path(name).exists()) else name
+
+
+def _table(config: str) -> str:
+    """How SQL on a release calls a config."""
+    return re.sub("[-.]", "_", config)

@@ -14,6 +14,8 @@ BuilderError
 ├── SqlError            a SQL file breaks its contract, or refuses to run within its limits
 ├── MixError            there are no mixed-policy rows to be had from this checkpoint, teacher or selection
 ├── ReleaseError        a release cannot be written or does not match its manifest
+├── SecretError         text that would be published holds a key
+├── HubError            the Hub refuses, is unreachable, or holds something else than was sent
 └── ServeError          a model cannot be served here
 """
 
@@ -82,6 +84,27 @@ class MixError(BuilderError):
 
 class ReleaseError(BuilderError):
     """A release cannot be written or does not match its manifest."""
+
+
+class SecretError(BuilderError):
+    """Text that would be published holds a key."""
+
+
+class HubError(BuilderError):
+    """The Hub refuses, is unreachable, or holds something else than was sent.
+
+    `status` is what it answered, None where it did not; `is_missing` says that there is no such dataset.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, is_missing: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        self.is_missing = is_missing
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the same request may go well later; one that changes something may have done so nevertheless."""
+        return self.status is None or self.status in (408, 429) or self.status >= 500
 
 
 class ServeError(BuilderError):

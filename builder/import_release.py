@@ -19,7 +19,6 @@ from pydantic import ValidationError
 
 from builder.config import NAME, Recipe, Student
 from builder.errors import ReleaseError
-from builder.identity import normalized_prompt_id
 from builder.import_prompts import PromptTable
 from builder.import_result import ImportResult
 from builder.import_run import SHARD, adopt, exclusive, forget, known_replies
@@ -176,15 +175,8 @@ class _Candidates:
         self.scratch.append(name, fit(rows.with_columns(missing).select(schema.names).to_arrow(), schema), shard=SHARD)
 
     def _add_prompt(self, row: dict[str, Any]) -> None:
-        messages = row["prompt"]
-        system = (self.published.manifest.student or {}).get("system_prompt")
-        first = messages[0] if messages else {}
-        if system and len(messages) > 1 and first == {"role": "system", "content": system}:
-            without = messages[1:]  # the student's own, which a release writes before every prompt
-            if row["prompt_id"] == normalized_prompt_id(without) or row["prompt_id"] != normalized_prompt_id(messages):
-                messages = without
         columns = {name: row[name] for name in ("gold", "gold_type", "domain")}
-        self.prompts.add(row["prompt_id"], messages, columns, *self._sources(row["prompt_id"]))
+        self.prompts.add(row["prompt_id"], row["prompt"], columns, *self._sources(row["prompt_id"]))
 
     def _sources(self, prompt_id: str) -> Iterator[dict[str, str | None]]:
         """Where the question came from at first, as far as the release says; then the release itself."""

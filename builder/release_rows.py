@@ -1,80 +1,135 @@
-"""Rows of a release, in its schemas: joins over the run's tables, ordered by id so that versions differ little."""
+"""Rows of a release, in its schemas: joins over the run's tables, ordered so that versions differ little."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 
-from builder.config import Recipe, Stage
-from builder.divergence import MIN_TOKENS
+from builder.config import Recipe, Stage, Student
 from builder.errors import ReleaseError
-from builder.models import student_id
-from builder.schema import CANDIDATE_ROLES, FEATURES, MARGINS, RELEASE_CANDIDATES, RELEASE_KINDS, SCORES
+from builder.gather import Gathered
+from builder.release_scores import scores_of, teacher_sentences
+from builder.schema import CANDIDATE_ROLES, FEATURES, RELEASE_CANDIDATES, RELEASE_KINDS, SCORES
 from builder.stages import stages_of
 from builder.store import Run
-from builder.student import student_messages
-from builder.text import completion_text
+from builder.text import THINK_CLOSE, THINK_OPEN
 
-_MARGIN = 0.1
 _CHUNK_BYTES = 256_000_000
+_SLICE = 50_000
+_KEYS = {"sft": "response_id", "grpo": "prompt_id", "reward": None}
+Before = Callable[[str, str], Sequence[str]]
+"""Ids of the version before: by config and by the column that holds them, in the order of its files."""
 
 
-def stage_rows(run: Run, recipe: Recipe) -> Iterator[tuple[str, Stage, pa.Table]]:
-    """Each stage with its rows, in training order."""
-    builders = {"sft": _sft_rows, "grpo": _grpo_rows, "reward": _reward_rows}
+@dataclass(frozen=True)
+class Config:
+    """One config of a release. `rows` is known at once; `tables` are these rows in order, some at a time.
+
+    `stage` is None for candidates and logprobs; `tokens` are student tokens, None where some row has none.
+    """
+
+    name: str
+    schema: pa.Schema
+    rows: int
+    tables: Iterator[pa.Table]
+    stage: Stage | None = None
+    tokens: int | None = None
+
+
+def configs(run: Run, recipe: Recipe, before: Before, folder: Path) -> Iterator[Config]:
+    """Configs of the stages in training order, then `candidates`, then `logprobs` where asked for.
+
+    Rows that the version before holds stay in its order and new ones follow by id, so that a file grows at its end.
+    Only what is not text is in memory at once; texts are gathered by way of `folder`. To be read one after the other.
+    """
+    staged = list(_staged(run, recipe, before))
+    candidates = _in_order(_candidate_index(run, recipe), "response_id", before("candidates", "response_id"))
+    wanted = {"candidates": candidates["response_id"]}
+    for name, stage, index in staged:
+        if stage.kind == "sft":
+            wanted[name] = index["response_id"]
+        elif stage.kind == "reward":
+            wanted |= {f"{name}:{which}": index[f"{which}_id"] for which in ("chosen", "rejected")}
+    texts = Gathered(run, "responses", ["prompt_id", "reasoning", "answer"], wanted, folder)
+    prompts = run.read("prompts", ["prompt_id", "messages"]).rename({"messages": "prompt"})
+    for name, stage, index in staged:
+        schema = RELEASE_KINDS[stage.kind]
+        rows = {"sft": _sft_rows, "grpo": _grpo_rows, "reward": _reward_rows}[stage.kind](name, index, texts)
+        tables = (_cast(_with_prompts(part, prompts, recipe.student), schema) for part in rows)
+        tokens = index["student_tokens"] if "student_tokens" in index.columns else None
+        total = int(tokens.sum()) if tokens is not None and not tokens.has_nulls() else None
+        yield Config(name, schema, index.height, tables, stage, total)
+    rows = _beside(candidates, texts.of("candidates"))
+    tables = (_cast(_with_prompts(part, prompts, None), RELEASE_CANDIDATES) for part in rows)
+    yield Config("candidates", RELEASE_CANDIDATES, candidates.height, tables)
+    if recipe.release.logprobs:
+        yield _logprobs(run, before, folder)
+
+
+def _staged(run: Run, recipe: Recipe, before: Before) -> Iterator[tuple[str, Stage, pl.DataFrame]]:
+    """Each stage and its rows without texts."""
+    builders = {"sft": _sft_index, "grpo": _grpo_index, "reward": _reward_index}
     for name, stage in stages_of(run, recipe).items():
         chosen = run.scan("selection").filter(pl.col("stage") == name).select("grain_id", "position").collect()
-        yield name, stage, builders[stage.kind](run, recipe, chosen)
+        index = builders[stage.kind](run, recipe, chosen)
+        key = _KEYS[stage.kind]
+        yield name, stage, index.sort("grain_id") if key is None else _in_order(index, key, before(name, key))
 
 
-def _teacher_sentences(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pl.LazyFrame:
-    """Teacher sentences of the chosen replies at the recipe's margin: from the scores, or counted anew."""
-    margin = float(recipe.selection.params.get("teacher_margin", _MARGIN))
-    found = _scores(run, recipe).filter(pl.col("status") == "ok")
-    for index, known in enumerate(MARGINS):
-        if abs(known - margin) < 1e-7:
-            count = pl.col("teacher_counts").list.get(index, null_on_oob=True)
-            return found.select("response_id", count.alias("teacher_sentences"))
-    lists = ["p_teacher", "p_student", "teacher_tokens", "student_tokens"]
-    delta = pl.col("p_teacher").cast(pl.Float64) - pl.col("p_student").cast(pl.Float64)
-    counted = pl.min_horizontal("teacher_tokens", "student_tokens") >= MIN_TOKENS
-    return (
-        run.scan("sentences")
-        .join(found.select("response_id", "student_id"), on=["response_id", "student_id"], how="semi")
-        .join(chosen.lazy().select(response_id="grain_id"), on="response_id", how="semi")
-        .select("response_id", *lists)
-        .explode(lists)
-        .group_by("response_id")
-        .agg((counted & (delta > margin)).sum().cast(pl.Int32).alias("teacher_sentences"))
+def _in_order(index: pl.DataFrame, key: str, before: Sequence[str]) -> pl.DataFrame:
+    known = pl.DataFrame({key: before, "_before": range(len(before))}, schema={key: pl.String, "_before": pl.Int64})
+    placed = index.join(known.unique(key, keep="first"), on=key, how="left")
+    return placed.sort("_before", key, nulls_last=True).drop("_before")
+
+
+def _beside(index: pl.DataFrame, texts: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """The index in chunks, each with its texts."""
+    start = 0
+    for part in texts:
+        yield index.slice(start, part.height).hstack(part.select("reasoning", "answer"))
+        start += part.height
+
+
+def _with_prompts(rows: pl.DataFrame, prompts: pl.DataFrame, student: Student | None) -> pl.DataFrame:
+    """With the prompt's messages as this student sees them (`builder.student.student_messages`); its own for None."""
+    joined = rows.join(prompts, on="prompt_id", how="left", maintain_order="left")
+    if student is None or not student.system_prompt:
+        return joined
+    system = pl.struct(role=pl.lit("system"), content=pl.lit(student.system_prompt))
+    has_own = pl.col("prompt").list.first().struct.field("role") == "system"
+    with_system = pl.concat_list(pl.concat_list(system), "prompt")
+    return joined.with_columns(
+        prompt=pl.when(has_own | pl.col("prompt").is_null()).then("prompt").otherwise(with_system)
     )
 
 
-def score_remarks(run: Run, recipe: Recipe) -> dict[str, int]:
-    """What is unusual about scores that count, and of how many replies."""
-    said = _scores(run, recipe).filter((pl.col("status") == "ok") & pl.col("status_detail").is_not_null())
-    return dict(said.group_by("status_detail").len().sort("status_detail").collect().iter_rows())
+def _completion(reasoning: str = "reasoning", answer: str = "answer") -> pl.Expr:
+    """One assistant message with `builder.text.completion_text`."""
+    said = pl.col(answer).fill_null("")
+    block = pl.concat_str(pl.lit(f"{THINK_OPEN}\n"), pl.col(reasoning), pl.lit(f"\n{THINK_CLOSE}\n\n"), said)
+    content = pl.when(pl.col(reasoning).fill_null("") == "").then(said).otherwise(block)
+    return pl.concat_list(pl.struct(role=pl.lit("assistant"), content=content))
 
 
-def _scores(run: Run, recipe: Recipe) -> pl.LazyFrame:
-    """Scores by the recipe's student; no rows where it names none."""
-    identity = student_id(recipe.student) if recipe.student else ""
-    return run.scan("scores").filter(pl.col("student_id") == identity)
+def _prompts(run: Run) -> pl.LazyFrame:
+    """Prompts with their first source, without their messages."""
+    first = pl.col("sources").list.first().struct
+    return (
+        run.scan("prompts")
+        .with_columns(source=first.field("source"), source_license=first.field("license"))
+        .drop("messages", "sources")
+    )
 
 
-def _prompts(run: Run, recipe: Recipe) -> pl.LazyFrame:
-    """Prompts with their messages as the student sees them, and their first source."""
-    frame = run.read("prompts")
-    messages = [student_messages(recipe.student, row) for row in frame["messages"].to_list()]
-    first = pl.col("sources").list.first()
-    return frame.with_columns(
-        pl.Series("prompt", messages, dtype=frame.schema["messages"]),
-        first.struct.field("source").alias("source"),
-        first.struct.field("license").alias("source_license"),
-    ).lazy()
+def _replies(run: Run) -> pl.LazyFrame:
+    """Replies that a release may hold, without their texts."""
+    return run.scan("responses").filter(pl.col("role").is_in(CANDIDATE_ROLES)).drop("reasoning", "answer")
 
 
-def _sft_rows(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pa.Table:
-    replies = run.scan("responses").filter(pl.col("role").is_in(CANDIDATE_ROLES))
+def _sft_index(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pl.DataFrame:
+    replies = _replies(run)
     alike = ["prompt_id", "temperature", "role"]
     candidates = replies.group_by(alike).len("n_candidates")
     rollouts = run.scan("responses").filter(pl.col("role") == "student")
@@ -85,78 +140,75 @@ def _sft_rows(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pa.Table:
         .join(replies, on="response_id", how="left")
         .join(candidates, on=alike, how="left")
         .join(writers, on="prefix_response_id", how="left")
-        .join(_prompts(run, recipe), on="prompt_id", how="left")
-        .join(_scores(run, recipe), on="response_id", how="left")
-        .join(_teacher_sentences(run, recipe, chosen), on="response_id", how="left")
+        .join(_prompts(run), on="prompt_id", how="left")
+        .join(scores_of(run, recipe), on="response_id", how="left")
+        .join(teacher_sentences(run, recipe, chosen), on="response_id", how="left")
         .with_columns(
             pl.when(pl.col("role") == "mixed").then(pl.lit("mixed")).otherwise(pl.lit("teacher")).alias("policy"),
             _label("model").alias("teacher"),
             pl.col("model_revision").alias("teacher_revision"),
         )
-        .sort("response_id")
-        .collect()
     )
-    completions = [
-        [{"role": "assistant", "content": completion_text(reasoning, answer)}]
-        for reasoning, answer in frame.select("reasoning", "answer").iter_rows()
-    ]
-    return _as_kind("sft", frame.with_columns(pl.Series("completion", completions, dtype=_MESSAGES)))
+    return frame.select(_beyond(RELEASE_KINDS["sft"], "prompt", "completion")).collect()
 
 
-def _grpo_rows(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pa.Table:
-    frame = (
-        chosen.lazy()
-        .rename({"grain_id": "prompt_id"})
-        .join(_prompts(run, recipe), on="prompt_id", how="left")
-        .with_columns(pl.col("gold").alias("solution"))
-        .sort("prompt_id")
-        .collect()
-    )
-    return _as_kind("grpo", frame)
+def _sft_rows(name: str, index: pl.DataFrame, texts: Gathered) -> Iterator[pl.DataFrame]:
+    for part in _beside(index, texts.of(name)):
+        yield part.with_columns(completion=_completion()).drop("reasoning", "answer")
 
 
-def _reward_rows(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pa.Table:
+def _grpo_index(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pl.DataFrame:
+    prompts = _prompts(run).with_columns(solution=pl.col("gold"))
+    frame = chosen.lazy().rename({"grain_id": "prompt_id"}).join(prompts, on="prompt_id", how="left")
+    return frame.select(_beyond(RELEASE_KINDS["grpo"], "prompt")).collect()
+
+
+def _grpo_rows(name: str, index: pl.DataFrame, texts: Gathered) -> Iterator[pl.DataFrame]:
+    yield from index.iter_slices(_SLICE)
+
+
+def _reward_index(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pl.DataFrame:
     """Preference pairs; a pair's id is chosen id and rejected id with a colon between."""
     parts = pl.col("grain_id").str.split_exact(":", 1).struct.rename_fields(["chosen_id", "rejected_id"])
     pairs = chosen.lazy().with_columns(parts.alias("ids")).unnest("ids")
-    frame = (
-        pairs.join(run.scan("pairs"), on=["chosen_id", "rejected_id"], how="left")
-        .join(_prompts(run, recipe), on="prompt_id", how="left")
-        .sort("grain_id")
-        .collect()
-    )
-    wanted = pl.concat([frame["chosen_id"], frame["rejected_id"]]).unique().to_frame("response_id").lazy()
-    replies = (
-        run.scan("responses").select("response_id", "reasoning", "answer").join(wanted, on="response_id", how="semi")
-    )
-    texts = {identity: completion_text(*parts) for identity, *parts in replies.collect().iter_rows()}
-    for column in ("chosen", "rejected"):
-        messages = [
-            [{"role": "assistant", "content": texts[identity]}] if identity in texts else None
-            for identity in frame[f"{column}_id"]
-        ]
-        frame = frame.with_columns(pl.Series(column, messages, dtype=_MESSAGES))
-    return _as_kind("reward", frame)
+    frame = pairs.join(run.scan("pairs"), on=["chosen_id", "rejected_id"], how="left")
+    return frame.select("grain_id", "chosen_id", "rejected_id", "prompt_id", "gap", "position").collect()
 
 
-def candidate_rows(run: Run, recipe: Recipe) -> pa.Table:
-    """Every teacher reply with its scores, features, verdict and the rules it breaks: what SQL experiments read."""
+def _reward_rows(name: str, index: pl.DataFrame, texts: Gathered) -> Iterator[pl.DataFrame]:
+    start = 0
+    for chosen, rejected in zip(texts.of(f"{name}:chosen"), texts.of(f"{name}:rejected"), strict=True):
+        is_there = pl.col("prompt_id").is_not_null()
+        messages = [part.select(pl.when(is_there).then(_completion())).to_series() for part in (chosen, rejected)]
+        yield index.slice(start, chosen.height).with_columns(chosen=messages[0], rejected=messages[1])
+        start += chosen.height
+
+
+def _candidate_index(run: Run, recipe: Recipe) -> pl.DataFrame:
+    """Every teacher reply with its scores, features, verdict and the rules it breaks, without texts."""
     broken = run.scan("rejections").group_by("response_id").agg(pl.col("rule_name").sort().alias("rejected_by"))
     features = run.scan("features").select(FEATURES.schema.names)
-    scores = _scores(run, recipe).select(SCORES.schema.names).drop("sentence_count", "status_detail")
+    scores = scores_of(run, recipe).select(SCORES.schema.names).drop("sentence_count", "status_detail")
     frame = (
-        run.scan("responses")
-        .filter(pl.col("role").is_in(CANDIDATE_ROLES))
-        .join(_prompts(run, recipe).drop("language"), on="prompt_id", how="inner")
+        _replies(run)
+        .join(_prompts(run).drop("language"), on="prompt_id", how="inner")
         .join(scores.rename({"status": "score_status"}), on="response_id", how="left")
         .join(deciding_verdicts(run), on="response_id", how="left")
         .join(features, on="response_id", how="left")
         .join(broken, on="response_id", how="left")
         .with_columns(pl.col("rejected_by").fill_null([]), _label("model"))
-        .sort("response_id")
-        .collect()
     )
-    return _cast(frame, RELEASE_CANDIDATES)
+    return frame.select(_beyond(RELEASE_CANDIDATES, "prompt", "reasoning", "answer")).collect()
+
+
+def _logprobs(run: Run, before: Before, folder: Path) -> Config:
+    """Teacher logprobs of the selected replies."""
+    kept = run.scan("selection").filter(pl.col("kind") == "sft").select(response_id="grain_id").unique()
+    held = run.scan("logprobs").select("response_id").join(kept, on="response_id", how="semi").collect()
+    ids = _in_order(held, "response_id", before("logprobs", "response_id"))["response_id"]
+    schema = run.schema("logprobs")
+    rows = Gathered(run, "logprobs", [name for name in schema.names if name != "response_id"], {"": ids}, folder)
+    return Config("logprobs", schema, len(ids), (_cast(part, schema) for part in rows.of("")))
 
 
 def deciding_verdicts(run: Run) -> pl.LazyFrame:
@@ -184,16 +236,14 @@ def _label(column: str) -> pl.Expr:
     return pl.when(label.str.contains("^[/~]")).then(last).otherwise(label).alias(column)
 
 
-_MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
-
-
-def _as_kind(kind: str, frame: pl.DataFrame) -> pa.Table:
-    return _cast(frame, RELEASE_KINDS[kind])
+def _beyond(schema: pa.Schema, *later: str) -> list[str]:
+    """Columns of a schema but those that come later, and the prompt_id to find the prompt by."""
+    return list(dict.fromkeys([*(name for name in schema.names if name not in later), "prompt_id"]))
 
 
 def _cast(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
     """The frame in a release schema; ReleaseError names a column that has nulls where it may not."""
-    table: pa.Table = frame.select(schema.names).to_arrow()
+    table: pa.Table = frame.select(schema.names).to_arrow(compat_level=pl.CompatLevel.oldest())
     for field in schema:
         if not field.nullable and table[field.name].null_count:
             raise ReleaseError(

@@ -22,11 +22,10 @@ Counts = npt.NDArray[np.int64]
 
 def paragraph_spans(text: str) -> list[Span]:
     """Start and end of every paragraph: what blank lines set apart, white space alone left out."""
-    spans, start = [], 0
-    for match in _PARAGRAPH_BREAK.finditer(text):
-        spans.append((start, match.start()))
-        start = match.end()
-    return [(first, last) for first, last in [*spans, (start, len(text))] if text[first:last].strip()]
+    breaks = [match.span() for match in _PARAGRAPH_BREAK.finditer(text)]
+    starts = [0, *(end for _, end in breaks)]
+    ends = [*(start for start, _ in breaks), len(text)]
+    return [(first, last) for first, last in zip(starts, ends, strict=True) if text[first:last].strip()]
 
 
 def longest(spans: Sequence[Span], exempt: Counts | None) -> int:

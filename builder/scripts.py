@@ -70,6 +70,13 @@ def kinds() -> npt.NDArray[np.uint8]:
     return table
 
 
+@cache
+def decimals() -> npt.NDArray[np.uint32]:
+    """Code points of decimal digits of all scripts, ascending."""
+    candidates = np.flatnonzero(kinds() == DIGIT).tolist()
+    return np.array([code for code in candidates if chr(code).isdecimal()], dtype=np.uint32)
+
+
 def is_cjk(character: str) -> bool:
     """Whether one character belongs to a script that writes no spaces between words."""
     return bool(HAN <= kinds()[ord(character)] <= HANGUL)

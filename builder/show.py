@@ -178,13 +178,30 @@ def show_mixed(reporter: Reporter, result: "MixResult") -> None:
 
 
 def show_released(reporter: Reporter, release: "Release") -> None:
-    """Path and size of the release."""
-    rows = ", ".join(f"{entry['stage']} {entry['rows']:,}" for entry in release.manifest["schedule"])
-    if release.is_new:
-        reporter.line(f"release: {release.version} written to {release.path} ({rows} rows)")
-    else:
-        reporter.line(f"release: nothing new, the rows are those of {release.version} at {release.path} ({rows} rows)")
-    reporter.result({"release": {"version": release.version, "path": str(release.path), "is_new": release.is_new}})
+    """Configs of the release with their sizes, and where it is."""
+    for warning in release.warnings:
+        reporter.warn(warning)
+    manifest = release.manifest
+    tokens = {stage["config"]: stage["tokens"] for stage in manifest["schedule"]}
+    sizes: dict[str, list[int]] = {config: [0, 0, 0] for config in tokens}
+    for file in manifest["files"]:
+        top, _, rest = file["path"].partition("/")
+        if top == "data":
+            size = sizes.setdefault(rest.partition("/")[0], [0, 0, 0])
+            size[:] = [size[0] + file["rows"], size[1] + 1, size[2] + file["bytes"]]
+    rows = [
+        (config, rows, "" if tokens.get(config) is None else tokens[config], files, f"{size / 1e6:,.1f}")
+        for config, (rows, files, size) in sizes.items()
+    ]
+    what = "written to" if release.is_new else "nothing new, the rows are those at"
+    reporter.table(f"release {release.version}", ("config", "rows", "student tokens", "files", "MB"), rows)
+    reporter.line(f"release: {release.version}, {what} {release.path}")
+    if gone := manifest.get("withdrawn"):
+        reporter.line(
+            f"  withdrawn and left out: {len(gone):,} {'prompt or reply' if len(gone) == 1 else 'prompts or replies'}"
+        )
+    said = {"version": release.version, "path": str(release.path), "is_new": release.is_new}
+    reporter.result({"release": said | {"warnings": list(release.warnings)}})
 
 
 def show_evaluation(reporter: Reporter, found: "Evaluation") -> None:

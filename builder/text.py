@@ -6,6 +6,8 @@ from typing import Final
 THINK_OPEN: Final = "<think>"
 THINK_CLOSE: Final = "</think>"
 SEPARATOR: Final = "\n\n"
+QuietSpan = tuple[int, int, bool]
+"""Start and end of a formula (False) or of fenced code (True)."""
 
 
 def canonical_text(reasoning: str | None, answer: str | None) -> str:
@@ -46,11 +48,15 @@ _END: Final = re.compile(
     "|(?<=[.!?])(?<![.!?][.!?])[.!?]*+[\"'”’)\\]*_]*+(?=[ \t\r\f\v\u00a0\u3000])"
     "|(?<=[。！？])[。！？]*+[”’」』）]*+)"
 )
-_ABBREVIATION: Final = re.compile(
-    r"(?:^|[\s(\[\"'“‘])(?:e\.g|i\.e|cf|vs|etc|approx|resp|al|Mr|Mrs|Ms|Dr|Prof|St|Fig|Eq|Eqs|Sec|Thm|Nos|Vol|pp|p)\.$"
-)
+ABBREVIATIONS: Final = (
+    "e.g", "i.e", "cf", "vs", "etc", "approx", "resp", "al", "Mr", "Mrs", "Ms", "Dr", "Prof", "St", "Fig", "Eq", "Eqs",
+    "Sec", "Thm", "Nos", "Vol", "pp", "p",
+)  # fmt: skip
+"""What comes before a dot that ends no sentence."""
+_ABBREVIATION: Final = re.compile(rf"(?:^|[\s(\[\"'“‘])(?:{'|'.join(map(re.escape, ABBREVIATIONS))})\.$")
 _NUMBERING: Final = re.compile(r"(?:^|\n)[ \t]{0,8}\d{1,3}\.$")
-_FENCE: Final = re.compile(r"^[ \t]*(`{3,}(?=[^`\n]*$)|~{3,})(.*)$", re.MULTILINE)  # ```x``` on one line is no fence
+# Behind a line feed, not at `^`: three times as fast. ```x``` on one line is no fence.
+_FENCE: Final = re.compile(r"\n[ \t]*(`{3,}(?=[^`\n]*$)|~{3,})(.*)$", re.MULTILINE)
 # Dollars as Pandoc reads them: no white space inside, no digit after, no backslash before: prices are no formulas.
 _MATH: Final = re.compile(
     r"\$\$(?<!\\\$\$).{1,4000}?\$\$|\$(?<!\\\$)(?!\s)[^$\n]{1,1000}?(?<![\s\\])\$(?!\d)"
@@ -59,7 +65,7 @@ _MATH: Final = re.compile(
 )
 
 
-def sentence_ends(text: str, quiet: list[tuple[int, int, bool]] | None = None) -> list[int]:
+def sentence_ends(text: str, quiet: list[QuietSpan] | None = None) -> list[int]:
     """Character offsets where each sentence of `text` ends; ascending, the last is `len(text)`; empty for no text.
 
     `quiet` are the `quiet_spans` of `text` where they are known already.
@@ -102,9 +108,9 @@ def _is_abbreviation(text: str, dot_end: int) -> bool:
     return bool(_ABBREVIATION.search(text, start, dot_end) or _NUMBERING.search(text, start, dot_end))
 
 
-def quiet_spans(text: str) -> list[tuple[int, int, bool]]:
+def quiet_spans(text: str) -> list[QuietSpan]:
     """Spans without sentence ends, ascending, apart: LaTeX (False), fenced code (True: line breaks still end)."""
-    spans: list[tuple[int, int, bool]] = []
+    spans: list[QuietSpan] = []
     prose = 0
     for start, stop in _code_blocks(text):
         spans += [(*match.span(), False) for match in _MATH.finditer(text, prose, start)]
@@ -120,11 +126,12 @@ def _code_blocks(text: str) -> list[tuple[int, int]]:
     """
     blocks: list[tuple[int, int]] = []
     start, fence = 0, ""
-    for match in _FENCE.finditer(text):
+    # With the line feed before the text, a fence begins at the offset of the one before it.
+    for match in _FENCE.finditer("\n" + text):
         if not fence:
             start, fence = match.start(), match.group(1)
         elif match.group(1).startswith(fence) and not match.group(2).strip():
-            blocks.append((start, min(match.end() + 1, len(text))))
+            blocks.append((start, min(match.end(), len(text))))
             fence = ""
     return [*blocks, (start, len(text))] if fence else blocks
 

@@ -30,24 +30,29 @@ _VOCABULARY = (
 
 
 def replies(megabytes: float) -> list[str]:
-    """Texts of 1 to 60 kB: sentences, one in four with a formula, one in forty with a block of code."""
-    draw, words = random.Random(0), _VOCABULARY.split()
+    """Texts of 1 to 60 kB."""
+    draw = random.Random(0)
     texts: list[str] = []
     size = 0.0
     while size < megabytes * 1e6:
         wanted, pieces, length = draw.randint(1_000, 60_000), [], 0
         while length < wanted:
-            piece = " ".join(draw.choices(words, k=draw.randint(6, 25)))
-            if draw.random() < 0.25:
-                piece += rf" $x_{draw.randint(1, 9)}^2 + \frac{{{draw.randint(1, 99)}}}{{{draw.randint(2, 99)}}}$"
-            piece += draw.choice((". ", ".\n", ".\n\n"))
-            if draw.random() < 0.025:
-                piece += f"\n```python\nfor n in range({draw.randint(2, 99)}):\n    print(n)\n```\n"
-            pieces.append(piece)
-            length += len(piece)
+            pieces.append(sentence(draw))
+            length += len(pieces[-1])
         texts.append("".join(pieces))
         size += length
     return texts
+
+
+def sentence(draw: random.Random) -> str:
+    """A sentence with its white space; one in four has a formula, behind one in forty comes a block of code."""
+    text = " ".join(draw.choices(_VOCABULARY.split(), k=draw.randint(6, 25)))
+    if draw.random() < 0.25:
+        text += rf" $x_{draw.randint(1, 9)}^2 + \frac{{{draw.randint(1, 99)}}}{{{draw.randint(2, 99)}}}$"
+    text += draw.choice((". ", ".\n", ".\n\n"))
+    if draw.random() < 0.025:
+        text += f"\n```python\nfor n in range({draw.randint(2, 99)}):\n    print(n)\n```\n"
+    return text
 
 
 def plain(texts: list[str]) -> list[tuple[int, int]]:

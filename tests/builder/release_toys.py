@@ -33,7 +33,7 @@ def recipe(stages: dict[str, Stage] | None = None, **changes: Any) -> Recipe:
             "student": STUDENT,
             "selection": Selection(rules=["response_truncated", "answer_wrong"], params={"teacher_margin": 0.2}),
             "stages": STAGES if stages is None else stages,
-            "release": {"license": "mit", "repo": "org/toy-distill-teacher"},
+            "release": {"license": "mit"},
             **changes,
         }
     )
@@ -76,7 +76,12 @@ def verdict_of(row: dict[str, Any], verifier: str = "number", verdict: str | Non
 
 
 def fill(
-    run: Run, names: tuple[str, ...], temperatures: tuple[float, ...] = (0.6, 1.0), *, backwards: bool = False
+    run: Run,
+    names: tuple[str, ...],
+    temperatures: tuple[float, ...] = (0.6, 1.0),
+    *,
+    backwards: bool = False,
+    shard: int = 0,
 ) -> Run:
     """Rows of these prompts in every table, in one part, or backwards in a part each."""
     replies = [row for name in names for row in replies_of(name, temperatures)]
@@ -89,7 +94,7 @@ def fill(
     }
     for table, rows in tables.items():
         for part in [[row] for row in reversed(rows)] if backwards else [rows]:
-            run.append(table, columns_table(table, part))
+            run.append(table, columns_table(table, part), shard=shard)
     return run
 
 

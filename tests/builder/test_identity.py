@@ -1,7 +1,6 @@
 import unicodedata
 from typing import Any
 
-import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +16,6 @@ from builder.identity import (
     request_key,
     request_seed,
     response_id,
-    rowset_hash,
     sha256_hex,
 )
 from builder.prompts import Prompts
@@ -256,32 +254,6 @@ def test_the_system_prompt_is_sent_as_it_is_hashed_and_gives_way_to_the_prompts_
     sent = [request.messages[0] for request in requests(recipe(system_prompt=" Be brief.\n"), prompts)]
     assert sent[0] == {"role": "system", "content": "Be brief."}
     assert sent[-1] == {"role": "system", "content": "I am set."}
-
-
-ROWS = st.lists(st.tuples(st.text("ab", max_size=2), st.sampled_from([None, 0.0, -0.0, 0.5, float("nan")])))
-
-
-@given(ROWS, st.randoms(use_true_random=False))
-def test_rowset_hash_is_free_of_order_and_of_columns_order(values: list[tuple[str, Any]], random: Any) -> None:
-    schema = {"id": pl.String, "x": pl.Float64}
-    turned = random.sample(values, len(values))
-    first = pl.DataFrame(values, schema=schema, orient="row")
-    assert rowset_hash(first, ["id", "x"]) == rowset_hash(
-        pl.DataFrame(turned, schema=schema, orient="row"), ["x", "id"]
-    )
-
-
-def test_rowset_hash_sees_multiplicity_nulls_and_column_names() -> None:
-    frames = [
-        pl.DataFrame({"id": ["a"], "x": [None]}, schema={"id": pl.String, "x": pl.Float64}),
-        pl.DataFrame({"id": ["a"], "x": [0.0]}),
-        pl.DataFrame({"id": ["a", "a"], "x": [0.0, 0.0]}),
-        pl.DataFrame({"id": ["a", "a", "a"], "x": [0.0, 0.0, 0.0]}),
-        pl.DataFrame({"id": ["a"], "x": [0.1]}),
-    ]
-    hashes = [rowset_hash(frame, ["id", "x"]) for frame in frames]
-    assert len({*hashes, rowset_hash(frames[1].rename({"x": "y"}), ["id", "y"]), rowset_hash(frames[1], ["id"])}) == 7
-    assert rowset_hash(frames[1].clear(), ["id", "x"]) == "0" * 64
 
 
 def test_canonical_json_writes_equal_values_alike() -> None:

@@ -1,7 +1,6 @@
 """Releases that somebody published: queried, and selected anew, without a request."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,8 +11,8 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from hub import COMMIT, hub
-from release_toys import STUDENT, fill, recipe, rows, selected, whole
+from loopback_hub import Hub, hub
+from release_toys import STUDENT, contents, fill, recipe, rows, selected, whole
 
 from builder import import_run
 from builder.config import Recipe, Selection, Student
@@ -311,20 +310,22 @@ def test_an_import_that_cannot_be_meant_is_refused(
         import_given(Run(tmp_path), recipe(), Reporter(), given, name, declared)
 
 
-def from_hub(address: str, home: Path, *datasets: str) -> list[str]:
+def from_hub(state: Hub, home: Path, *datasets: str) -> list[str]:
     """What reading these datasets says, line by line, in a process of its own: addresses are read at import."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-c", READ, *datasets]
+    environment = state.environment(home)
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def test_a_published_version_is_read_at_its_commit(theirs: Path, tmp_path: Path) -> None:
-    read = f"hf://datasets/org/toy {COMMIT} [{{'n': 8}}]"
-    with hub(theirs) as (address, asked):
-        first, missing = from_hub(address, tmp_path / "home", "org/toy@v1", "org/toy@v2")
-    assert first == read and "README.md" not in asked
-    assert missing.startswith("Cannot get dataset org/toy at v2: ")
+    with hub() as state:
+        repo = state.add("org/toy", contents(theirs), tag="v1")
+        read = f"hf://datasets/org/toy {repo.tags['v1']} [{{'n': 8}}]"
+        first, missing = from_hub(state, tmp_path / "home", "org/toy@v1", "org/toy@v2")
+        assert first == read and "README.md" not in state.asked()
+        assert missing.startswith("Cannot get dataset org/toy at v2: ")
+        repo.put({".builder/manifest.json": b"{}"})
+        repo.tag("v2", "main")
     # With the Hub away, the version that was read serves, at the commit that it stood for, and no other does.
-    again, other = from_hub(address, tmp_path / "home", "org/toy@v1", "org/toy@v3")
-    assert again == read and other.startswith("Cannot get dataset org/toy at v3: ")
+    again, other = from_hub(state, tmp_path / "home", "org/toy@v1", "org/toy@v2")
+    assert again == read and other.startswith("Cannot get dataset org/toy at v2: ")

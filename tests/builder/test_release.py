@@ -26,6 +26,7 @@ from builder import release_files
 from builder.config import Stage, Teacher
 from builder.errors import ReleaseError
 from builder.release import Release, latest_release, read_manifest, release
+from builder.release_manifest import build_id
 from builder.schema import RELEASE_SFT
 from builder.selection import select
 from builder.store import Run
@@ -87,25 +88,68 @@ def test_datasets_loads_a_release_from_disk(made: Selected, tmp_path: Path, monk
     assert datasets.get_dataset_config_names(path) == ["low-temperature", "high-temperature", "candidates"]
 
 
-def test_identity_does_not_depend_on_parts_zone_or_place(
-    made: Selected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+IN_SHARDS = {
+    "one part": lambda run: fill(run, ("p", "q", "s")),
+    "a part each, backwards": lambda run: fill(run, ("s", "q", "p"), backwards=True),
+    "three shards": lambda run: [fill(run, (name,), shard=shard) for shard, name in enumerate("sqp")][-1],
+}
+
+
+@pytest.mark.parametrize("shards", IN_SHARDS)
+@pytest.mark.parametrize("zone", ["Asia/Kathmandu", "America/Los_Angeles"])
+def test_identity_does_not_depend_on_order_shards_zone_or_place(
+    made: Selected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: str, zone: str
 ) -> None:
     first = release(made[0], recipe(), made[1])
-    elsewhere = tmp_path / "an other" / "place"
-    elsewhere.mkdir(parents=True)
+    elsewhere = tmp_path / "an other" / "place[1]"
+    (elsewhere / "org" / "student").mkdir(parents=True)  # the student's name, which is no folder
     monkeypatch.chdir(elsewhere)
-    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    monkeypatch.setenv("TZ", zone)
     time.tzset()
     try:
-        run = fill(Run(elsewhere / "run"), ("s", "q", "p"), backwards=True)
+        run = IN_SHARDS[shards](Run(Path("run")))
         second = release(run, recipe(), select(run, recipe()))
+        data = {name: content for name, content in contents(second.path).items() if name.startswith("data/")}
     finally:
         monkeypatch.undo()
         time.tzset()
     assert second.manifest["schedule"] == first.manifest["schedule"]
     assert second.manifest["build_id"] == first.manifest["build_id"]
-    data = {name: content for name, content in contents(first.path).items() if name.startswith("data/")}
-    assert {name: (second.path / name).read_bytes() for name in data} == data
+    assert {name: (first.path / name).read_bytes() for name in data} == data
+
+
+@pytest.mark.parametrize("name", ["org/tokenizer", "./org/tokenizer", "/models/org/tokenizer"])
+def test_a_folder_of_that_name_in_the_working_directory_does_not_change_the_build_id(
+    made: Selected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    teacher = recipe().require_teacher().model_copy(update={"tokenizer": name})
+    given = recipe(teacher=teacher, prompts=[{"source": "org/tokenizer/q.jsonl"}])
+    monkeypatch.chdir(tmp_path)
+    before = build_id(made[0], given, {})
+    (tmp_path / "org" / "tokenizer").mkdir(parents=True)
+    (tmp_path / "org" / "tokenizer" / "q.jsonl").touch()
+    assert build_id(made[0], given, {}) == before
+
+
+@pytest.mark.parametrize("table", ["prompts", "responses", "scores", "verdicts", "features"])
+def test_every_table_that_decides_the_rows_is_in_the_build_id(made: Selected, table: str) -> None:
+    run, _ = made
+    before = build_id(run, recipe(), {})
+    rows = run.read(table)
+    run.replace(table, rows[:-1].to_arrow())
+    assert build_id(run, recipe(), {}) != before
+    run.replace(table, rows.reverse().to_arrow())
+    assert build_id(run, recipe(), {}) == before
+    assert build_id(run, recipe(), {"sql/rules/x.sql": "0" * 64}) != before
+    assert build_id(run, recipe(), {}, ["p"]) != before
+    assert build_id(run, recipe(generation={"samples": 5}), {}) != before
+
+
+def test_times_and_costs_are_not_in_the_build_id(made: Selected) -> None:
+    run, _ = made
+    before = build_id(run, recipe(), {})
+    run.replace("responses", run.read("responses").with_columns(latency_s=9.0, cost_usd=None).to_arrow())
+    assert build_id(run, recipe(), {}) == before
 
 
 def test_unchanged_rows_release_nothing(made: Selected) -> None:
@@ -122,7 +166,7 @@ def test_the_same_rows_by_another_writer_are_unchanged(made: Selected, monkeypat
     """Bytes differ between versions of pyarrow; rows are what counts."""
     run, result = made
     release(run, recipe(), result)
-    monkeypatch.setitem(release_files._PARQUET, "compression_level", 1)
+    monkeypatch.setitem(release_files.PARQUET, "compression_level", 1)
     assert not release(run, recipe(), result).is_new
 
 
@@ -154,7 +198,7 @@ def test_appended_prompts_repeat_unchanged_configs_byte_for_byte(
     first = release(run, recipe(), result)
     kept = contents(first.path)
     fill(run, ("t",), (0.6,))
-    monkeypatch.setitem(release_files._PARQUET, "compression_level", 1)  # a newer writer must not touch them
+    monkeypatch.setitem(release_files.PARQUET, "compression_level", 1)  # a newer writer must not touch them
     second = release(run, recipe(), select(run, recipe()))
     assert (second.version, second.is_new, second.manifest["parent"]) == ("v2", True, "v1")
     whole(second.path)
@@ -164,6 +208,23 @@ def test_appended_prompts_repeat_unchanged_configs_byte_for_byte(
     assert rows(second.path, "low-temperature").num_rows == 4
     assert rows(second.path, "candidates").num_rows == 14
     assert latest_release(run) == Release(second.path, second.manifest, is_new=False)
+
+
+def test_rows_of_the_version_before_keep_their_order_and_new_ones_follow(made: Selected) -> None:
+    """Ids are hashes: in order of ids alone, new rows would stand among all others, and every chunk would be new."""
+    run, result = made
+    release(run, recipe(), result)
+    fill(run, ("a", "r"), (0.6,))
+    second = release(run, recipe(), select(run, recipe()))
+    fill(run, ("b",), (0.6,))
+    third = release(run, recipe(), select(run, recipe()))
+    low = [
+        [one[0] for one in rows(found.path, "low-temperature")["response_id"].to_pylist()] for found in (second, third)
+    ]
+    assert low == [[*"pqsar"], [*"pqsarb"]]
+    everything = rows(third.path, "candidates")["response_id"].to_pylist()
+    assert everything[:16] == rows(second.path, "candidates")["response_id"].to_pylist()
+    assert everything[16:] == ["b-0.6-0", "b-0.6-1"]
 
 
 def test_an_empty_stage_is_refused(made: Selected) -> None:
@@ -216,7 +277,8 @@ def test_a_release_of_several_shards_loads_and_repeats(
 ) -> None:
     import datasets
 
-    monkeypatch.setattr(release_files, "_SHARD_BYTES", 700)
+    monkeypatch.setattr(release_files, "_GROUP_BYTES", 700)
+    monkeypatch.setattr(release_files, "_SHARD_GROUPS", 1)
     found = release(made[0], recipe(), made[1])
     manifest = whole(found.path)
     assert sum(entry["path"].startswith("data/candidates") for entry in manifest["files"]) > 3

@@ -141,6 +141,8 @@ class Faults:
             self.pass_by("write_table", lambda: table(rows, where, *values, **named), half)
 
         pq.write_table = write_table
+        for name in ("write_table", "close"):
+            self.wrap_writer(pq.ParquetWriter, name)
 
         def opened(path: Any, mode: str = "r", *values: Any, **named: Any) -> Any:
             file = plain(path, mode, *values, **named)
@@ -150,6 +152,18 @@ class Faults:
         import builtins
 
         builtins.open = opened  # type: ignore[assignment]
+
+    def wrap_writer(self, writer: Any, name: str) -> None:
+        """Row groups and footers that are written without Python: closing what is closed already is nothing."""
+        original = getattr(writer, name)
+
+        @functools.wraps(original)
+        def wrapped(this: Any, *values: Any, **named: Any) -> Any:
+            if not this.is_open:
+                return original(this, *values, **named)
+            return self.pass_by(f"parquet {name}", lambda: original(this, *values, **named))
+
+        setattr(writer, name, wrapped)
 
     def wrap_path(self, name: str) -> None:
         original = getattr(os, name)

@@ -21,7 +21,7 @@ from typing import IO, Any
 import yaml
 
 from builder.config import Recipe
-from builder.identity import rowset_hash
+from builder.rowset import rowset_hash
 from builder.store import Run
 
 HERE = Path(__file__).parent
