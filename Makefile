@@ -16,11 +16,11 @@ test: $(VENV)/.dev
 
 # kill -9 by the hundred, a failure at every operation, full disks, damaged journals, bad endpoints; prints a table.
 faults: $(VENV)/.dev
-	$(BIN)/pytest -m faults tests/faults
+	$(BIN)/pytest -m faults tests/faults tests/builder/test_publish_kills.py
 
 # Ratios, measured side by side in one run; minutes, and worth little on a busy machine.
 bench: $(VENV)/.dev
-	for each in generate plan features filter dedup select score; do $(BIN)/python tests/benchmarks/$$each.py || exit 1; done
+	for each in generate plan features filter dedup select compare score release; do $(BIN)/python tests/benchmarks/$$each.py || exit 1; done
 
 # A real vLLM on this machine's CPU (Linux, x86_64, Python 3.11), and the tests that ask it.
 vllm: $(VLLM_VENV)/.ready

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import PurePosixPath
 from typing import Any, Final
 from urllib.parse import quote
@@ -49,6 +50,13 @@ def render_card(manifest: Mapping[str, Any]) -> str:
     `manifest` may lack `statistics` and `history`; then the card says what it does not know. Raises ReleaseError where
     huggingface_hub would read other front matter than was written.
     """
+    body = _environment().get_template("card.md.jinja").render(manifest=_complete(manifest), **_context(manifest))
+    return generated_card(_front_matter(manifest), re.sub(r"\n{3,}", "\n\n", body))
+
+
+@cache
+def _environment() -> SandboxedEnvironment:
+    """Templates, compiled once; every string that they write is made inert unless a filter made it fit."""
     environment = SandboxedEnvironment(
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -61,8 +69,7 @@ def render_card(manifest: Mapping[str, Any]) -> str:
         environment.filters[place.__name__.strip("_")] = lambda value, place=place: Markup(place(value))
     environment.filters["number"] = number
     environment.filters["json"] = lambda value: json.dumps(value, sort_keys=True, ensure_ascii=False)
-    body = environment.get_template("card.md.jinja").render(manifest=_complete(manifest), **_context(manifest))
-    return generated_card(_front_matter(manifest), re.sub(r"\n{3,}", "\n\n", body))
+    return environment
 
 
 def _inert(value: Any) -> Any:

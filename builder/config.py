@@ -130,7 +130,8 @@ class Prices(Section):
 
 
 class Teacher(Section):
-    """The model that is paid. `revision` is its commit id or the hash of its weights, as declared.
+    """The model that is paid. `revision` is its commit id or the hash of its weights, as declared; `license` the terms
+    under which its replies may be used, which a release compares with its own.
 
     `rescore` lets `builder score` send replies that came without logprobs back to these endpoints, which give them as
     prompt logprobs: each costs its tokens once more, at the price of input.
@@ -141,6 +142,7 @@ class Teacher(Section):
     tokenizer: str | None = None
     endpoints: list[Endpoint] = []
     prices: Prices | None = None
+    license: str | None = None
     logprobs_mode: Literal["raw", "processed", "unknown"] = "raw"
     rescore: bool = False
 

@@ -7,7 +7,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import jsonschema
 import yaml
 
 from builder.card import render_card
+from builder.card_plots import card_plots
 from builder.config import Recipe
 from builder.decision import plan_selection
 from builder.errors import HubError, ReleaseError
@@ -49,7 +50,7 @@ class Release:
 
 
 def release(run: Run, recipe: Recipe, selected: SelectionResult, *, recipe_dir: Path | None = None) -> Release:
-    """Write the next version of what `selected` chose, or return the last one when its rows, schedule and licence are
+    """Write the next version of what `selected` chose, or return the last one when its rows, schedule and license are
     the same.
 
     Raises ReleaseError when the selection is not the recipe's, a stage has no rows, rows were chosen by scores that
@@ -90,10 +91,14 @@ def _write(
     hashes = {path: found for config in written for path, found in config.hashes.items()}
     if parent is not None and all(config.is_taken for config in written):
         listed = [file_entry(root, root / path, hashes) for path in sorted(hashes)]
-        if _says_the_same(parent.manifest, recipe, schedule, listed, ids):
+        same = _says_the_same(parent.manifest, recipe, schedule, listed, ids)
+        if same and not _is_taken(recipe, parent):
             return Release(parent.path, parent.manifest, is_new=False)
     _write_texts(root, recipe, sql, ids)
-    manifest = manifest_of(run, kept, recipe, selected, sql, ids) | {
+    told = manifest_of(run, kept, recipe, selected, sql, ids)
+    for plot, svg in card_plots(told["statistics"]).items():
+        put_text(root / plot, svg)
+    manifest = told | {
         "version": name,
         "parent": parent.version if parent else None,
         "files": [file_entry(root, path, hashes) for path in sorted(root.rglob("*")) if path.is_file()],
@@ -166,11 +171,27 @@ def _next_number(run: Run, recipe: Recipe, parent: Release | None) -> tuple[int,
 
 
 def _remote_versions(repo: str) -> list[int]:
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if _is_offline():
         raise HubError("HF_HUB_OFFLINE is set.")
     from builder.hub import remote_versions
 
     return remote_versions(repo)
+
+
+def _is_taken(recipe: Recipe, parent: Release) -> bool:
+    """Whether the Hub holds another build under the parent's number: then the same rows need a number of their own."""
+    repo = recipe.release.repo
+    if repo is None or _is_offline():
+        return False
+    from builder.hub import published_build
+
+    with suppress(HubError):  # `_next_number` has told of it
+        return published_build(repo, int(parent.version[1:])) not in (None, parent.manifest["build_id"])
+    return False
+
+
+def _is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _score_warnings(run: Run, recipe: Recipe) -> list[str]:
@@ -259,7 +280,7 @@ def _files(release: Release, config: str) -> list[dict[str, Any]]:
 def _says_the_same(
     before: Mapping[str, Any], recipe: Recipe, schedule: list[Any], files: list[Any], ids: Sequence[str]
 ) -> bool:
-    """Whether the version before has the same data files, trains in the same way, under the same licence."""
+    """Whether the version before has the same data files, trains in the same way, under the same license."""
     data = [entry for entry in before["files"] if entry["path"].startswith("data/")]
     said = (before["schedule"], before["license"], before.get("withdrawn", []), data)
     return bool(said == (schedule, recipe.release.license, list(ids), files))

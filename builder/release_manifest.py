@@ -43,6 +43,12 @@ def manifest_of(
     hashes = {path: sha256_hex(text) for path, text in sorted(sql.items())}
     mixed = is_mixed(run, recipe)
     sources = prompt_sources(kept)
+    asked = {
+        "model": unplaced(teacher.model),
+        "revision": teacher.revision,
+        "tokenizer": unplaced(recipe.public_tokenizer() or teacher.model),
+        "license": teacher.license,
+    }
     return {
         "format": FORMAT,
         "build_id": build_id(run, recipe, hashes, withdrawn),
@@ -51,16 +57,12 @@ def manifest_of(
         "recipe_hash": recipe.hash(),
         "seed": recipe.generation.seed,
         "license": recipe.release.license,
-        "license_conflicts": license_conflicts(recipe.release.license, sources),
+        "license_conflicts": license_conflicts(recipe.release.license, sources, asked),
         "repo": recipe.release.repo,
         "withdrawn": list(withdrawn),
         "sql": hashes,
         "prompts": sources,
-        "teacher": {
-            "model": unplaced(teacher.model),
-            "revision": teacher.revision,
-            "tokenizer": unplaced(recipe.public_tokenizer() or teacher.model),
-        },
+        "teacher": asked,
         "student": None
         if student is None
         else {

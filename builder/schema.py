@@ -527,7 +527,7 @@ RELEASE_SFT: Final = pa.schema(
         _column("prefix_chars", pa.int32(), "characters of the completion that the student wrote", null=False),
         _column("student_revision", pa.string(), "hash of the checkpoint that wrote them; null where there are none"),
         _column("source", pa.string(), "first source of the prompt"),
-        _column("source_license", pa.string(), "licence of that source as declared"),
+        _column("source_license", pa.string(), "license of that source as declared"),
     ]
 )
 

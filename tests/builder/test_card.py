@@ -356,6 +356,7 @@ def test_a_template_cannot_reach_into_the_program(monkeypatch: pytest.MonkeyPatc
     for text, error in (("{{ manifest.__class__.__mro__ }}", SecurityError), ("{{ manifest.typo }}", UndefinedError)):
         path = tmp_path / "card.md.jinja"
         path.write_text(text)
+        monkeypatch.setattr(card, "_environment", card._environment.__wrapped__)  # compiled anew
         monkeypatch.setattr(card, "resource", lambda *_, path=path: path)
         with pytest.raises(error):
             render_card(manifest())

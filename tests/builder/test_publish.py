@@ -10,12 +10,13 @@ import pytest
 from loopback_hub import EXCUSED, Hub, hub, use
 from loopback_routes import READER
 from publish_toys import NAME, Versions, holds, manifest_at, versions
+from release_toys import recipe, selected
 
 from builder.errors import BuilderError, HubError, ReleaseError, SecretError, UsageError
 from builder.hub import HubDataset, published_build, remote_versions
 from builder.publish import publish
 from builder.publish_plan import plan
-from builder.release import Release
+from builder.release import Release, release
 
 pytestmark = EXCUSED
 
@@ -228,3 +229,17 @@ def test_another_builds_commit_without_a_tag_is_no_claim(remote: Hub, made: Vers
     publish(made.v1, NAME)
     assert manifest_at(remote, "v1")["build_id"] == made.v1.manifest["build_id"]
     assert json.dumps(remote.steps()).count('"tag"') == 2
+
+
+def test_who_lost_the_race_for_a_number_gets_the_next_one_for_the_same_rows(remote: Hub, tmp_path: Path) -> None:
+    mine = {"release": {"license": "mit", "repo": NAME}}
+    here, there = selected(tmp_path / "here", **mine), selected(tmp_path / "there", ("p", "q"), **mine)
+    first, rival = release(here[0], recipe(**mine), here[1]), release(there[0], recipe(**mine), there[1])
+    publish(rival, NAME)
+    with pytest.raises(HubError, match="run builder release again"):
+        publish(first, NAME)
+    again = release(here[0], recipe(**mine), here[1])
+    assert (again.is_new, again.version, again.manifest["parent"]) == (True, "v2", "v1")
+    publish(again, NAME)
+    assert manifest_at(remote, "v2")["build_id"] == first.manifest["build_id"]
+    assert not release(here[0], recipe(**mine), here[1]).is_new

@@ -37,9 +37,11 @@ SORTING = pytest.mark.filterwarnings("ignore:Specifying null_placement in SortOp
 def test_layout_and_manifest(made: Selected) -> None:
     found = release(made[0], recipe(), made[1])
     assert (found.version, found.is_new, found.path) == ("v1", True, made[0].releases / "v1")
+    plots = [f".builder/plots/{name}.svg" for name in ("pass-rate", "student-tokens", "teacher-share")]
     assert sorted(contents(found.path)) == [
         ".builder/constraints.txt",
         ".builder/manifest.json",
+        *plots,
         ".builder/recipe.yaml",
         ".builder/sql/rules/answer_wrong.sql",
         ".builder/sql/rules/response_truncated.sql",
