@@ -353,10 +353,10 @@ def test_the_card_names_no_address_but_that_of_the_method() -> None:
 
 
 def test_a_template_cannot_reach_into_the_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setattr(card, "_environment", card._environment.__wrapped__)  # compiled anew each time
     for text, error in (("{{ manifest.__class__.__mro__ }}", SecurityError), ("{{ manifest.typo }}", UndefinedError)):
         path = tmp_path / "card.md.jinja"
         path.write_text(text)
-        monkeypatch.setattr(card, "_environment", card._environment.__wrapped__)  # compiled anew
         monkeypatch.setattr(card, "resource", lambda *_, path=path: path)
         with pytest.raises(error):
             render_card(manifest())
