@@ -82,6 +82,7 @@ def prepare(run: Run, recipe: Recipe, plan: Plan, *, allow_code: bool = False) -
     for name, stage in plan.stages.items():
         if stage.kind == "reward" and not run.read("pairs", ["prompt_id"]).height:
             raise TableError(f"Stage {name!r} is of kind reward, but this run has no preference pairs (table pairs).")
+    rejections.drop_foreign(run)
     staged = staging_variables(recipe)
     new_features, missing = 0, run.rows("responses") - run.rows("features")
     # looking for replies without features among millions is slow, and idle where no table changed and none is missing

@@ -9,13 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builder.code_rules import CodeFile
+from builder.errors import TableError
 from builder.evidence import tables_of
 from builder.identity import canonical_json, sha256_hex
 from builder.schema import TABLES
 from builder.selection_steps import Plan
 from builder.sqlfile import SqlFile
 from builder.staging import STAGED
-from builder.store import Run, write_parquet
+from builder.store import Run, check_schema, write_parquet
 
 _MADE_FROM: Final = b"made_from"
 _TABLE: Final = "rejections"
@@ -57,6 +58,15 @@ def known(run: Run, keys: Mapping[str, str]) -> dict[str, Path]:
         if key in wanted:
             found[wanted[key]] = part
     return found
+
+
+def drop_foreign(run: Run) -> None:
+    """Remove parts that another version wrote with other columns: they are made again by what calls this."""
+    for part in run.parts(_TABLE):
+        try:
+            check_schema(TABLES[_TABLE], part)
+        except TableError:
+            part.unlink()
 
 
 def _key(part: Path) -> str | None:

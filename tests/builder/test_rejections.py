@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from test_selection import make_run, own_rule, recipe, reply
 
@@ -131,5 +132,15 @@ def test_a_part_that_nobody_can_read_is_made_anew(tmp_path: Path) -> None:
     select(run, recipe(rules=RULES))
     before = table(run)
     write_parquet(run.columns("rejections").slice(0, 1), run.parts("rejections")[0])  # says not what it was made from
+    select(run, recipe(rules=RULES))
+    assert table(run) == before
+
+
+def test_rejections_of_another_version_are_made_anew(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    select(run, recipe(rules=RULES))
+    before = table(run)
+    old = pq.read_table(run.parts("rejections")[0]).drop_columns(["reply"])
+    pq.write_table(old, run.parts("rejections")[0])
     select(run, recipe(rules=RULES))
     assert table(run) == before
