@@ -18,6 +18,7 @@ from builder.card_plots import FOLDER
 from builder.card_text import code, number, prose
 from builder.config import Selection
 from builder.licenses import hub_license, license_conflicts
+from builder.release_held_out import HELD_OUT, SPLITS
 from builder.release_history import data_files
 from builder.release_statistics import CANDIDATES, MEASURES
 from builder.resources import resource
@@ -81,7 +82,7 @@ def _complete(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest with the keys that a release may lack."""
     teacher = {"license": None, "tokenizer": None, **manifest["teacher"]}
     student = manifest["student"] and {"system_prompt": None, **manifest["student"]}
-    return {"withdrawn": [], **manifest, "teacher": teacher, "student": student}
+    return {"withdrawn": [], "held_out": None, **manifest, "teacher": teacher, "student": student}
 
 
 def _context(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +182,7 @@ def _change(change: Mapping[str, Any]) -> str:
     """One entry of a version's changes in words."""
     what, name, before, after = (change[key] for key in ("what", "name", "before", "after"))
     label = f"{prose(what)} {code(name)}" if what != name else prose(what)
-    if what == "config":
+    if what in ("config", "held-out rows of config"):
         old, new = (number(value) for value in (before, after))
         if before is None:
             return f"{label} is new: {new} rows"
@@ -209,7 +210,10 @@ def _front_matter(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "configs": [
             {
                 "config_name": config["name"],
-                "data_files": [{"split": "train", "path": f"data/{config['name']}/train-*.parquet"}],
+                "data_files": [
+                    {"split": split, "path": f"data/{config['name']}/{split}-*.parquet"}
+                    for split in SPLITS[: 1 + bool(config["held_out"])]
+                ],
                 **({"default": True} if index == 0 else {}),
             }
             for index, config in enumerate(_configs(manifest))
@@ -218,11 +222,16 @@ def _front_matter(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _configs(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Configs in training order, then `candidates` and `logprobs`, with rows and bytes."""
-    found = data_files(manifest)
+    """Configs in training order, then `candidates` and `logprobs`: rows to train on, rows held out, bytes of both."""
+    found, held = data_files(manifest), data_files(manifest, HELD_OUT)
     names = [entry["config"] for entry in manifest["schedule"]]
     return [
-        {"name": name, **{key: sum(file[key] for file in found[name]) for key in ("rows", "bytes")}}
+        {
+            "name": name,
+            "rows": sum(file["rows"] for file in found[name]),
+            "held_out": sum(file["rows"] for file in held.get(name, [])),
+            "bytes": sum(file["bytes"] for file in (*found[name], *held.get(name, []))),
+        }
         for name in [*names, *sorted(name for name in found if name not in names)]
     ]
 

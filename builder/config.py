@@ -291,11 +291,15 @@ class ReleaseSection(Section):
 
     `withdrawn` are prompt and response ids: this version and all later ones leave these rows out of every config, also
     where a later recipe does not name them.
+
+    `held_out` is the share of prompts whose replies are not trained on: at every temperature and in every stage they go
+    to split `validation`. A hash of prompt and `generation.seed` decides, so prompts that are added move none.
     """
 
     repo: str | None = None
     license: str | None = None
     logprobs: bool = False
+    held_out: float = Field(default=0, ge=0, lt=0.5)
     withdrawn: Annotated[list[str], BeforeValidator(_as_list)] = []
 
     @field_validator("repo")

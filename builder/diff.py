@@ -14,6 +14,7 @@ from builder.diff_manifest import Facts, Row, fields, read_facts, rules, side_by
 from builder.diff_rows import RowDiff, compare_rows, only_rows
 from builder.errors import ReleaseError, UsageError
 from builder.published import Published, open_published, read_text
+from builder.release_held_out import HELD_OUT
 
 _TEXT: Final = re.compile(r"\.builder/.+\.(yaml|sql|py|txt|json)")
 _TEXT_BYTES: Final = 200_000
@@ -22,8 +23,9 @@ _TEXT_BYTES: Final = 200_000
 
 @dataclass(frozen=True)
 class ConfigDiff:
-    """One config: rows on each side by the manifests (None: the side lacks it); `rows` compares them where the files
-    differ and both have it; `samples` are quotes where only one has it."""
+    """One config, or what is held out of it (`CONFIG/validation`): rows on each side by the manifests (None: the side
+    lacks it); `rows` compares them where the files differ and both have it; `samples` are quotes where only one has it.
+    """
 
     config: str
     rows_a: int | None
@@ -99,8 +101,9 @@ def diff(a: str, b: str, sample: int = 0, progress: Callable[[int, int, str], No
     one, two = _open(a), _open(b)
     paths = _fetch(one, two, sample)
     listed = {**one.published.configs, **two.published.configs}
-    trained = [stage.config for side in (one, two) for stage in side.facts.schedule if stage.config in listed]
-    names = list(dict.fromkeys([*trained, *listed]))
+    trained = [stage.config for side in (one, two) for stage in side.facts.schedule]
+    with_splits = [name for config in trained for name in (config, f"{config}/{HELD_OUT}") if name in listed]
+    names = list(dict.fromkeys([*with_splits, *listed]))
     configs = []
     for done, name in enumerate(names):
         progress(done, len(names), name)

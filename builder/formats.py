@@ -23,6 +23,7 @@ from builder.format_readme import About, StageFile, dataset_info, readme
 from builder.format_rows import SCHEMAS, Convert, Row, Told, Unfit
 from builder.published import Published, open_published, read_text
 from builder.release_files import put_text, sync_folders
+from builder.release_held_out import HELD_OUT
 from builder.store import sync_directory
 
 KINDS: Final[dict[str, tuple[str, ...]]] = {
@@ -40,6 +41,7 @@ _CONVERT: Final[dict[str, Convert]] = {
     "sharegpt": format_rows.sharegpt,
 }
 _COMPANION: Final = "logprob.parquet"
+_HELD_OUT: Final = f"rows of split `{HELD_OUT}` are not in these files: the release holds their prompts out of training"
 _SHOWN: Final = 5
 """Rows named for each reason why some do not fit."""
 
@@ -203,6 +205,7 @@ class _Export:
         seen = 0
         with sink:
             files = self.published.files(stage.config)
+            held = self.published.configs.get(f"{stage.config}/{HELD_OUT}", [])
             for batch in ordered_rows(files, stage.kind, logprobs, self.work / ".sorting"):
                 kept = list(self._converted(batch, convert, told, stage))
                 if not self.unfit:
@@ -211,6 +214,8 @@ class _Export:
                 if self.progress is not None:
                     self.progress(self.done + seen)
         self.done += seen
+        if held:
+            self.notes[_HELD_OUT] += sum(file.rows or 0 for file in held)
         if seen != stage.rows:
             raise ReleaseError(
                 f"Stage {stage.stage} holds {seen:,} rows, its manifest says {stage.rows:,}. Get the release again."

@@ -199,11 +199,12 @@ def _same_rows(published: Mapping[str, Any] | None, manifest: Mapping[str, Any])
 
 
 def _row_facts(manifest: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a version says of its rows: license, stages with the hashes of their rows, files of other configs."""
-    names = {entry["config"] for entry in manifest.get("schedule", [])}
+    """What a version says of its rows: license, stages with the hashes of their rows, files of all other rows."""
+    trained = tuple(f"data/{entry['config']}/train-" for entry in manifest.get("schedule", []))
     others = [
         (entry["path"], entry["sha256"])
         for entry in manifest.get("files", [])
-        if entry["path"].startswith("data/") and entry["path"].split("/")[1] not in names
+        if entry["path"].startswith("data/") and not entry["path"].startswith(trained)
     ]
-    return manifest.get("license"), manifest.get("schedule"), manifest.get("withdrawn", []), sorted(others)
+    said = (manifest.get(key) for key in ("license", "schedule", "withdrawn", "held_out"))
+    return *(value or None for value in said), sorted(others)

@@ -22,12 +22,13 @@ from pydantic import BaseModel, ValidationError
 
 from builder.errors import ReleaseError, UsageError
 from builder.identity import canonical_json, sha256_hex
+from builder.release_held_out import TRAIN
 from builder.store import file_sha256
 
 _MANIFEST: Final = ".builder/manifest.json"
 _FORMAT: Final = 1
 _HUB_NAME: Final = re.compile(r"([\w.-]+/[\w.-]+)@([\w./-]+)")
-_DATA_FILE: Final = re.compile(r"data/([a-z0-9][a-z0-9._-]*)/[\w.]+-\d{5}-of-\d{5}\.parquet")
+_DATA_FILE: Final = re.compile(r"data/([a-z0-9][a-z0-9._-]*)/([\w.]+)-\d{5}-of-\d{5}\.parquet")
 
 
 class _File(BaseModel):
@@ -64,11 +65,13 @@ class Published:
 
     @cached_property
     def configs(self) -> dict[str, list[_File]]:
-        """Parquet files by config, in order of their names."""
+        """Parquet files by config, in order of their names: under `CONFIG` those of split `train`, under
+        `CONFIG/validation` what is held out of it, so that who asks for a config gets nothing of that."""
         found: dict[str, list[_File]] = {}
         for file in sorted(self.manifest.files, key=lambda file: file.path):
             if match := _DATA_FILE.fullmatch(file.path):
-                found.setdefault(match[1], []).append(file)
+                name = match[1] if match[2] == TRAIN else f"{match[1]}/{match[2]}"
+                found.setdefault(name, []).append(file)
         return found
 
     def files(self, *configs: str) -> list[Path]:
@@ -119,14 +122,15 @@ def open_published(dataset: str) -> Published:
 
 
 def database(published: Published) -> Path:
-    """A DuckDB file with a table for each config, `-` and `.` of its name as `_`; made once, kept in the user's cache.
+    """A DuckDB file with a table for each config, `-` and `.` of its name as `_`, and one for its held-out rows
+    (`CONFIG_validation`); made once, kept in the user's cache.
 
     It is named by the hashes of the files, so a database that is there holds exactly these rows. `stg_candidates` is
     the name by which a run calls `candidates`. Raises ReleaseError.
     """
     tables: dict[str, str] = {}
     for config in published.configs:
-        name = re.sub("[-.]", "_", config)
+        name = re.sub("[-./]", "_", config)
         if name in tables:
             raise ReleaseError(f"Configs {tables[name]} and {config} of {published.source} would both be table {name}.")
         tables[name] = config

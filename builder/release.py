@@ -21,8 +21,9 @@ from builder.config import Recipe
 from builder.decision import plan_selection
 from builder.errors import HubError, ReleaseError
 from builder.release_files import Written, file_entry, ids_of, put_config, put_text, sync_folders
+from builder.release_held_out import HELD_OUT
 from builder.release_history import history
-from builder.release_manifest import FORMAT, manifest_of, packages
+from builder.release_manifest import FORMAT, held_out, manifest_of, packages
 from builder.release_rows import Config, configs, unplaced
 from builder.release_scores import unscored
 from builder.resources import resource
@@ -87,11 +88,11 @@ def _write(
     """The release as a folder below `work`, renamed to its place when all of it is on disk."""
     kept = without(run, ids)
     root = work / name
-    schedule, written = _write_configs(root, work, kept, recipe, parent)
+    schedule, held, written = _write_configs(root, work, kept, recipe, parent)
     hashes = {path: found for config in written for path, found in config.hashes.items()}
     if parent is not None and all(config.is_taken for config in written):
         listed = [file_entry(root, root / path, hashes) for path in sorted(hashes)]
-        same = _says_the_same(parent.manifest, recipe, schedule, listed, ids)
+        same = _says_the_same(parent.manifest, recipe, schedule, held, listed, ids)
         if same and not _is_taken(recipe, parent):
             return Release(parent.path, parent.manifest, is_new=False)
     _write_texts(root, recipe, sql, ids)
@@ -103,6 +104,7 @@ def _write(
         "parent": parent.version if parent else None,
         "files": [file_entry(root, path, hashes) for path in sorted(root.rglob("*")) if path.is_file()],
         "schedule": schedule,
+        "held_out": held,
     }
     manifest["history"] = history(parent.manifest if parent else None, manifest)
     jsonschema.validate(manifest, json.loads(resource("data_cards", "manifest.schema.json").read_text("utf-8")))
@@ -236,9 +238,9 @@ def _sql_texts(run: Run, recipe: Recipe, selected: SelectionResult, recipe_dir: 
 
 def _write_configs(
     root: Path, work: Path, run: Run, recipe: Recipe, parent: Release | None
-) -> tuple[list[dict[str, Any]], list[Written]]:
-    """Configs of the stages in training order, then `candidates` and `logprobs`; the schedule, and what was written."""
-    schedule, written = [], []
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None, list[Written]]:
+    """Configs of the stages in training order, then the others; the schedule, what is held out, what was written."""
+    schedule, held, written = [], [], []
 
     def before(config: str, key: str) -> list[str]:
         return ids_of(parent.path, _files(parent, config), key) if parent else []
@@ -251,10 +253,12 @@ def _write_configs(
             )
         listed = _files(parent, config.name) if parent else []
         path = parent.path if parent else None
-        written.append(put_config(root, config.name, config.schema, config.tables, path, listed))
-        if config.stage is not None:
+        written.append(put_config(root, config.name, config.schema, config.tables, path, listed, config.split))
+        if config.split == HELD_OUT:
+            held.append(config)
+        elif config.stage is not None:
             schedule.append(_scheduled(config, written[-1]))
-    return schedule, written
+    return schedule, held_out(recipe.release.held_out, held), written
 
 
 def _scheduled(config: Config, written: Written) -> dict[str, Any]:
@@ -278,12 +282,17 @@ def _files(release: Release, config: str) -> list[dict[str, Any]]:
 
 
 def _says_the_same(
-    before: Mapping[str, Any], recipe: Recipe, schedule: list[Any], files: list[Any], ids: Sequence[str]
+    before: Mapping[str, Any],
+    recipe: Recipe,
+    schedule: list[Any],
+    held: Mapping[str, Any] | None,
+    files: list[Any],
+    ids: Sequence[str],
 ) -> bool:
     """Whether the version before has the same data files, trains in the same way, under the same license."""
     data = [entry for entry in before["files"] if entry["path"].startswith("data/")]
-    said = (before["schedule"], before["license"], before.get("withdrawn", []), data)
-    return bool(said == (schedule, recipe.release.license, list(ids), files))
+    said = (before["schedule"], before.get("held_out"), before["license"], before.get("withdrawn", []), data)
+    return bool(said == (schedule, held, recipe.release.license, list(ids), files))
 
 
 def _write_texts(root: Path, recipe: Recipe, sql: Mapping[str, str], ids: Sequence[str]) -> None:

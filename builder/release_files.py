@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builder.errors import ReleaseError
+from builder.release_held_out import TRAIN
 from builder.rowset import canonical_rows, row_sizes, rowset_hex, sum_of_hashes
 from builder.store import file_sha256, publish_file, sync_directory
 
@@ -125,9 +126,16 @@ class _Config:
 
 
 def put_config(
-    work: Path, config: str, schema: pa.Schema, tables: Iterable[pa.Table], parent: Path | None, before: Iterable[Any]
+    work: Path,
+    config: str,
+    schema: pa.Schema,
+    tables: Iterable[pa.Table],
+    parent: Path | None,
+    before: Iterable[Any],
+    split: str = TRAIN,
 ) -> Written:
-    """Write the shards of one config, synced. A file whose rows the version before holds in one file is that file.
+    """Write the shards of one split of a config, synced. Where a file of the version before holds the same rows, it is
+    that file.
 
     `before` are the files of the version `parent` as its manifest lists them. Rows are compared, not bytes, because
     another pyarrow writes other bytes for the same rows; a file that was changed since is written anew, never passed
@@ -139,7 +147,7 @@ def put_config(
             "prompt and completion. Give it another name in builder/schema.py."
         )
     folder = work / "data" / config
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)  # the other split is there
     with ThreadPoolExecutor(1) as pool:
         writing = _Config(folder, schema, pool)
         try:
@@ -157,7 +165,7 @@ def put_config(
     hashes: dict[str, str] = {}
     taken = 0
     for number, shard in enumerate(writing.shards):
-        path = folder / f"train-{number:05d}-of-{len(writing.shards):05d}.parquet"
+        path = folder / f"{split}-{number:05d}-of-{len(writing.shards):05d}.parquet"
         found = rowset_hex(shard.total)
         same = known.get((found, shard.rows))
         if parent is not None and same is not None and _is_intact(parent / same["path"], same["sha256"], schema):

@@ -1,7 +1,10 @@
 """What changed from version to version of a release, read off their manifests."""
 
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any, Final
+
+from builder.release_held_out import HELD_OUT, TRAIN
 
 _MIX_SETTINGS: Final = ("keep", "length_cap", "cut", "temperature", "off_policy_ratio")
 
@@ -14,19 +17,19 @@ def history(parent: Mapping[str, Any] | None, manifest: Mapping[str, Any]) -> li
 
     `manifest` needs no key `history` yet. An entry is {version, created, rows by config, changes}; `changes` is empty
     for a first version and null where nobody recorded them, else a list of {what, name, before, after}: before is null
-    for what is new, after for what is gone.
+    for what is new, after for what is gone. Rows of a config are those of split `train`.
     """
     if parent is None:
         return [_first(manifest)]
     return [*(parent.get("history") or [_first(parent)]), _entry(manifest, _changes(parent, manifest))]
 
 
-def data_files(manifest: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """Data files of a release by config, in the order of the manifest."""
+def data_files(manifest: Mapping[str, Any], split: str = TRAIN) -> dict[str, list[Mapping[str, Any]]]:
+    """Data files of one split of a release by config, in the order of the manifest."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for file in manifest["files"]:
-        parts = file["path"].split("/")
-        if parts[0] == "data":
+        parts = PurePosixPath(file["path"]).parts
+        if parts[0] == "data" and parts[-1].startswith(f"{split}-"):
             found.setdefault(parts[1], []).append(file)
     return found
 
@@ -74,10 +77,16 @@ def _facts(manifest: Mapping[str, Any]) -> Facts:
     plain["license", "license"] = manifest["license"]
     if gone := manifest.get("withdrawn"):
         plain["withdrawn", "prompts and replies"] = len(gone)
+    if held_out := manifest.get("held_out"):
+        plain["held out", "share of prompts"] = held_out["share"]
     hashes = {stage["config"]: stage["rowset_hash"] for stage in manifest["schedule"]}
     configs = {
         ("config", name): (sum(file["rows"] for file in files), hashes.get(name, [_rows_of(file) for file in files]))
         for name, files in data_files(manifest).items()
+    }
+    configs |= {
+        ("held-out rows of config", name): (sum(file["rows"] for file in files), [_rows_of(file) for file in files])
+        for name, files in data_files(manifest, HELD_OUT).items()
     }
     return configs | {key: (_scalar(value), value) for key, value in plain.items()}
 

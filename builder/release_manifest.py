@@ -14,7 +14,7 @@ from builder.decontaminate import benchmarks_id
 from builder.identity import canonical_json, sha256_hex
 from builder.licenses import license_conflicts
 from builder.models import resolved_revision
-from builder.release_rows import unplaced
+from builder.release_rows import Config, unplaced
 from builder.release_scores import score_remarks
 from builder.release_statistics import statistics
 from builder.rowset import hash_sum, rowset_hex
@@ -38,7 +38,7 @@ def manifest_of(
     sql: Mapping[str, str],
     withdrawn: Sequence[str],
 ) -> dict[str, Any]:
-    """What a release says but its version, files and schedule. `kept` is the run without what is withdrawn."""
+    """What a release says but its version and what its files hold. `kept` is the run without what is withdrawn."""
     teacher, student = recipe.require_teacher(), recipe.student
     hashes = {path: sha256_hex(text) for path, text in sorted(sql.items())}
     mixed = is_mixed(run, recipe)
@@ -90,6 +90,14 @@ def manifest_of(
         "calls": calls(run),
         "packages": packages(),
     }
+
+
+def held_out(share: float, configs: Sequence[Config]) -> dict[str, Any] | None:
+    """What is not trained on: prompts, and rows by config; `configs` are those of split `validation`. None for none."""
+    if not configs:
+        return None
+    prompts = frozenset().union(*(config.held_out for config in configs))
+    return {"share": share, "prompts": len(prompts), "rows": {config.name: config.rows for config in configs}}
 
 
 def build_id(run: Run, recipe: Recipe, sql_hashes: Mapping[str, str], withdrawn: Sequence[str] = ()) -> str:

@@ -10,6 +10,7 @@ import pyarrow as pa
 from builder.config import Recipe, Stage, Student
 from builder.errors import ReleaseError
 from builder.gather import Gathered
+from builder.release_held_out import HELD_OUT, TRAIN, sides
 from builder.release_scores import scores_of, teacher_sentences
 from builder.schema import CANDIDATE_ROLES, FEATURES, RELEASE_CANDIDATES, RELEASE_KINDS, SCORES
 from builder.stages import stages_of
@@ -27,7 +28,8 @@ Before = Callable[[str, str], Sequence[str]]
 class Config:
     """One config of a release. `rows` is known at once; `tables` are these rows in order, some at a time.
 
-    `stage` is None for candidates and logprobs; `tokens` are student tokens, None where some row has none.
+    `stage` is None for candidates and logprobs; `tokens` are student tokens, None where some row has none; `held_out`
+    are the prompts of split `validation`, which follows the split `train` of its config.
     """
 
     name: str
@@ -36,10 +38,12 @@ class Config:
     tables: Iterator[pa.Table]
     stage: Stage | None = None
     tokens: int | None = None
+    split: str = TRAIN
+    held_out: frozenset[str] = frozenset()
 
 
 def configs(run: Run, recipe: Recipe, before: Before, folder: Path) -> Iterator[Config]:
-    """Configs of the stages in training order, then `candidates`, then `logprobs` where asked for.
+    """Configs of the stages in training order, a split at a time, then `candidates`, then `logprobs` where asked for.
 
     Rows that the version before holds stay in its order and new ones follow by id, so that a file grows at its end.
     Only what is not text is in memory at once; texts are gathered by way of `folder`. To be read one after the other.
@@ -47,20 +51,22 @@ def configs(run: Run, recipe: Recipe, before: Before, folder: Path) -> Iterator[
     staged = list(_staged(run, recipe, before))
     candidates = _in_order(_candidate_index(run, recipe), "response_id", before("candidates", "response_id"))
     wanted = {"candidates": candidates["response_id"]}
-    for name, stage, index in staged:
+    for name, split, stage, index in staged:
         if stage.kind == "sft":
-            wanted[name] = index["response_id"]
+            wanted[f"{name}/{split}"] = index["response_id"]
         elif stage.kind == "reward":
-            wanted |= {f"{name}:{which}": index[f"{which}_id"] for which in ("chosen", "rejected")}
+            wanted |= {f"{name}/{split}:{which}": index[f"{which}_id"] for which in ("chosen", "rejected")}
     texts = Gathered(run, "responses", ["prompt_id", "reasoning", "answer"], wanted, folder)
     prompts = run.read("prompts", ["prompt_id", "messages"]).rename({"messages": "prompt"})
-    for name, stage, index in staged:
+    for name, split, stage, index in staged:
         schema = RELEASE_KINDS[stage.kind]
-        rows = {"sft": _sft_rows, "grpo": _grpo_rows, "reward": _reward_rows}[stage.kind](name, index, texts)
+        rows_of = {"sft": _sft_rows, "grpo": _grpo_rows, "reward": _reward_rows}[stage.kind]
+        rows = rows_of(f"{name}/{split}", index, texts)
         tables = (_cast(_with_prompts(part, prompts, recipe.student), schema) for part in rows)
         tokens = index["student_tokens"] if "student_tokens" in index.columns else None
         total = int(tokens.sum()) if tokens is not None and not tokens.has_nulls() else None
-        yield Config(name, schema, index.height, tables, stage, total)
+        held = frozenset(index["prompt_id"]) if split == HELD_OUT else frozenset()
+        yield Config(name, schema, index.height, tables, stage, total, split, held)
     rows = _beside(candidates, texts.of("candidates"))
     tables = (_cast(_with_prompts(part, prompts, None), RELEASE_CANDIDATES) for part in rows)
     yield Config("candidates", RELEASE_CANDIDATES, candidates.height, tables)
@@ -68,14 +74,16 @@ def configs(run: Run, recipe: Recipe, before: Before, folder: Path) -> Iterator[
         yield _logprobs(run, before, folder)
 
 
-def _staged(run: Run, recipe: Recipe, before: Before) -> Iterator[tuple[str, Stage, pl.DataFrame]]:
-    """Each stage and its rows without texts."""
+def _staged(run: Run, recipe: Recipe, before: Before) -> Iterator[tuple[str, str, Stage, pl.DataFrame]]:
+    """Each stage and split, and its rows without texts."""
     builders = {"sft": _sft_index, "grpo": _grpo_index, "reward": _reward_index}
     for name, stage in stages_of(run, recipe).items():
         chosen = run.scan("selection").filter(pl.col("stage") == name).select("grain_id", "position").collect()
         index = builders[stage.kind](run, recipe, chosen)
         key = _KEYS[stage.kind]
-        yield name, stage, index.sort("grain_id") if key is None else _in_order(index, key, before(name, key))
+        ordered = index.sort("grain_id") if key is None else _in_order(index, key, before(name, key))
+        for split, rows in sides(name, ordered, recipe.release.held_out, recipe.generation.seed).items():
+            yield name, split, stage, rows
 
 
 def _in_order(index: pl.DataFrame, key: str, before: Sequence[str]) -> pl.DataFrame:
@@ -212,14 +220,22 @@ def _logprobs(run: Run, before: Before, folder: Path) -> Config:
 
 
 def deciding_verdicts(run: Run) -> pl.LazyFrame:
-    """The verdict that decides each reply, as in `stg_verdicts`: that of the prompt's verifier, else the strictest."""
+    """The verdict that decides each reply, as in `stg_verdicts`: that of the prompt's verifier, else the strictest.
+
+    A judge's verdict (verifier `judge…`) decides only where no other verifier gave one.
+    """
     prompts = run.scan("prompts").select("prompt_id", named="verifier")
     replies = run.scan("responses").select("response_id", "prompt_id").join(prompts, on="prompt_id", how="left")
     strictness = pl.Enum(["wrong", "correct", "unscorable", "timeout", "error"])
     return (
         run.scan("verdicts")
         .join(replies, on="response_id", how="left")
-        .sort(pl.col("verifier").ne_missing(pl.col("named")), pl.col("verdict").cast(strictness), "verifier")
+        .sort(
+            pl.col("verifier").ne_missing(pl.col("named")),
+            pl.col("verifier").str.starts_with("judge"),
+            pl.col("verdict").cast(strictness),
+            "verifier",
+        )
         .unique("response_id", keep="first", maintain_order=True)
         .select("response_id", "verdict", "extracted")
     )

@@ -109,9 +109,9 @@ def _summary(path: Path, manifest: Mapping[str, Any]) -> ReleaseSummary:
 
 
 def _policies(folder: Path) -> dict[str, int]:
-    """Rows by policy; empty where all are the teacher's, or where the stage has no such column."""
+    """Trained rows by policy; empty where all are the teacher's, or where the stage has no such column."""
     found: Counter[str] = Counter()
-    for file in sorted(folder.glob("*.parquet")):
+    for file in sorted(folder.glob("train-*.parquet")):
         try:
             if "policy" not in pq.read_schema(file).names:
                 return {}

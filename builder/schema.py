@@ -357,7 +357,7 @@ SELECTION: Final = Table(
                 pa.int32(),
                 "rank by the selector within prompt and temperature; null where no selector ran",
             ),
-            _column("position", pa.int32(), "0-based place in the stage's first epoch", null=False),
+            _column("position", pa.int32(), "0-based place in the first epoch; gaps are held-out rows", null=False),
         ]
     ),
 )
@@ -506,7 +506,7 @@ RELEASE_SFT: Final = pa.schema(
             null=False,
         ),
         _column("completion", MESSAGES, "one assistant message: think block, then answer", null=False),
-        _column("position", pa.int32(), "0-based place in the stage's first epoch", null=False),
+        _column("position", pa.int32(), "0-based place in the first epoch; gaps are held-out rows", null=False),
         _RESPONSE_ID,
         _PROMPT_ID,
         _column("domain", pa.string(), "domain of the prompt"),
@@ -539,7 +539,7 @@ RELEASE_GRPO: Final = pa.schema(
         _column("verifier", pa.string(), "verifier that decides replies"),
         _column("language", pa.string(), "BCP 47 code of the asked language"),
         _column("domain", pa.string(), "domain of the prompt"),
-        _column("position", pa.int32(), "0-based place in the stage's first epoch", null=False),
+        _column("position", pa.int32(), "0-based place in the first epoch; gaps are held-out rows", null=False),
         _PROMPT_ID,
     ]
 )
@@ -550,7 +550,7 @@ RELEASE_REWARD: Final = pa.schema(
         _column("chosen", MESSAGES, "the preferred reply, one assistant message", null=False),
         _column("rejected", MESSAGES, "the other reply, one assistant message", null=False),
         _column("gap", pa.float64(), "score of chosen − score of rejected"),
-        _column("position", pa.int32(), "0-based place in the stage's first epoch", null=False),
+        _column("position", pa.int32(), "0-based place in the first epoch; gaps are held-out rows", null=False),
     ]
 )
 

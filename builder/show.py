@@ -187,7 +187,8 @@ def show_released(reporter: Reporter, release: "Release") -> None:
     for file in manifest["files"]:
         top, _, rest = file["path"].partition("/")
         if top == "data":
-            size = sizes.setdefault(rest.partition("/")[0], [0, 0, 0])
+            config, _, name = rest.partition("/")
+            size = sizes.setdefault(f"{config}, held out" if name.startswith("validation-") else config, [0, 0, 0])
             size[:] = [size[0] + file["rows"], size[1] + 1, size[2] + file["bytes"]]
     rows = [
         (config, rows, "" if tokens.get(config) is None else tokens[config], files, f"{size / 1e6:,.1f}")
