@@ -124,6 +124,8 @@ def show_verified(reporter: Reporter, result: "VerifyResult") -> None:
     open_golds = sum(result.not_verifiable.values()) + result.without_gold
     without = f"; {open_golds:,} without a gold that a verifier here reads" if open_golds else ""
     reporter.line(f"verify: {result.computed:,} new; {verdicts}{without}")
+    if result.sandbox_problem:
+        reporter.warn(f"{result.not_run:,} programs have no verdict: {result.sandbox_problem}")
     reporter.result({"verify": asdict(result)})
 
 

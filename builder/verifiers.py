@@ -17,13 +17,18 @@ where the question asked for a form (factored, lowest terms); `50%` for gold 50 
 for positive variables only, where math-verify errs the same way; answers spread over several boxes (the last counts);
 decimal commas; numbers in words. A unit that only one side writes is ignored.
 
-**choice** compares option letters, **exact** the text (white space collapsed, quotes and final dot dropped).
+**choice** compares option letters, **exact** the text (white space collapsed, quotes and final dot dropped), **set**
+elements in any order (a JSON list, or separated by line breaks, semicolons or commas; numbers by value).
+**ifeval** asks whether every instruction is followed (`builder.ifeval`), **language** whether seven tenths of the
+reply are in the gold's language (`builder.languages`), **format** whether it has the forms that the gold names
+(`builder.forms`). **code** runs the reply's program (`builder.code_verifier`).
 
 An empty answer is `wrong` wherever the gold can be read, also where the reply was cut before it answered. A cut reply
 with text is judged by a complete `\boxed{}` only. A gold that does not parse is `unscorable`. A math answer without any
 number, formula or box is `wrong`; a choice answer that names no letter is `unscorable`: it may name the option's text.
 """
 
+import json
 import logging
 import re
 import unicodedata
@@ -32,21 +37,35 @@ from importlib.metadata import version
 from typing import Final, Literal
 
 from builder.answers import LONGEST_ANSWER, extract_choice, extract_math, extract_words, final_part, last_boxed
+from builder.forms import FORMS, has_form
 from builder.literals import is_text, read_literal
 from builder.quantity import Comparison, compare
+from builder.text import THINK_CLOSE, canonical_text
 
 Verdict = Literal["correct", "wrong", "unscorable", "timeout", "error"]
 
-VERIFIERS: Final = ("math", "choice", "exact")
+VERIFIERS: Final = ("math", "choice", "exact", "set", "ifeval", "language", "format", "code")
+READ_REASONING: Final = ("language", "format")
+"""Verifiers that read a reply's reasoning as well as its answer."""
 _BY_GOLD_TYPE: Final = {
     "number": "math",
     "integer": "math",
     "latex": "math",
     "choice": "choice",
     "exact_text": "exact",
+    "set": "set",
+    "ifeval": "ifeval",
+    "language": "language",
+    "format": "format",
+    "python_tests": "code",
 }
 _RULES: Final = "1"
 """Version of these rules and of the modules that they call: a new number recomputes stored verdicts."""
+
+MIN_LANGUAGE_SHARE: Final = 0.7
+"""Share of a reply that must be in its language: Korean with English terms has 0.8, as `mixed_language` allows too."""
+LONGEST_TEXT: Final = 500_000
+"""Characters; longer replies are no answers that ifeval, language or format could judge in bounded time."""
 
 
 @dataclass(frozen=True)
@@ -68,35 +87,59 @@ class Open:
 
 
 def default_verifier(gold_type: str | None) -> str | None:
-    """The verifier for a gold type; None where this version has none (`python_tests`, `ifeval`, `reference_text`)."""
+    """The verifier for a gold type; None where this version has none (such as `reference_text`)."""
     return _BY_GOLD_TYPE.get(gold_type or "")
 
 
 def verifier_version(verifier: str) -> str:
     """Version of rules and library, such as `1 math-verify 0.9.0`."""
+    if verifier == "code":
+        from builder.code_verifier import code_version  # it needs the types of this module
+
+        return code_version()
     return f"{_RULES} math-verify {version('math-verify')}" if verifier == "math" else _RULES
 
 
 def verify_answer(
-    gold: str, gold_type: str | None, answer: str | None, *, verifier: str | None = None, cut: bool = False
+    gold: str,
+    gold_type: str | None,
+    answer: str | None,
+    *,
+    verifier: str | None = None,
+    cut: bool = False,
+    reasoning: str | None = None,
 ) -> Outcome:
     """Verdict on the final part of one reply, in this process and without a deadline.
 
     For answers of unknown origin use `builder.verify.verify_answers`: sympy can run for ever. `verifier` overrides the
-    one of the gold type; `cut` says that the reply ended at its token limit. Raises KeyError for an unknown verifier.
+    one of the gold type; `cut` says that the reply ended at its token limit; only `language` and `format` read the
+    `reasoning`. Raises KeyError for an unknown verifier.
     """
-    outcome = first_checks(gold, verifier or _BY_GOLD_TYPE[gold_type or ""], answer, gold_type=gold_type, cut=cut)
+    name = verifier or _BY_GOLD_TYPE[gold_type or ""]
+    outcome = first_checks(gold, name, answer, gold_type=gold_type, cut=cut, reasoning=reasoning)
     if isinstance(outcome, Open):
         return settle(outcome, math_verify_vote(outcome.gold, outcome.extracted))
     return outcome
 
 
 def first_checks(
-    gold: str, verifier: str, answer: str | None, *, gold_type: str | None = None, cut: bool = False
+    gold: str,
+    verifier: str,
+    answer: str | None,
+    *,
+    gold_type: str | None = None,
+    cut: bool = False,
+    reasoning: str | None = None,
 ) -> Outcome | Open:
     """Everything but math-verify: bounded in time and memory for any text. Raises KeyError for an unknown verifier."""
-    check = {"math": _math, "choice": _choice, "exact": _exact}[verifier]
-    return check(unicodedata.normalize("NFC", gold).strip(), gold_type, final_part(answer or ""), cut)
+    if verifier == "code":
+        from builder.code_verifier import code
+
+        return code(gold, gold_type, answer or "", cut)
+    gold = unicodedata.normalize("NFC", gold).strip()
+    if verifier in _WHOLE:
+        return _WHOLE[verifier](gold, answer or "", reasoning)
+    return _FINAL[verifier](gold, gold_type, final_part(answer or ""), cut)
 
 
 def settle(pending: Open, vote: Verdict) -> Outcome:
@@ -182,8 +225,88 @@ def _exact(gold: str, _gold_type: str | None, text: str, cut: bool) -> Outcome:
     return Outcome(verdict, extracted[:LONGEST_ANSWER] if extracted else None, (f"exact:{verdict}",))
 
 
+def _set(gold: str, _gold_type: str | None, text: str, cut: bool) -> Outcome:
+    wanted = _elements(gold)
+    given = last_boxed(text) if cut else last_boxed(text) or extract_words(text) or text
+    if not wanted or max(len(gold), len(given or "")) > LONGEST_TEXT:
+        return _only("unscorable", "set")
+    if not given:
+        return _only("wrong", "set")
+    return _only("correct" if _elements(given) == wanted else "wrong", "set", given[:LONGEST_ANSWER])
+
+
+def _elements(text: str) -> frozenset[str]:
+    """Elements of a set as written: numbers by their value, words by their letters."""
+    try:
+        listed = json.loads(text)
+    except (ValueError, RecursionError):
+        listed = None
+    if not isinstance(listed, list):
+        plain = re.sub(r"\\[a-zA-Z]+(?=\{)|\\(?:left|right)|\\?[{}$]|^\s*[\[(]|[\])]\s*$", "", text)
+        separator = next((sign for sign in "\n;," if sign in plain.strip()), ",")
+        listed = [re.sub(r"^\s*(?:[-*•]|\d+[.)])\s+", "", part) for part in plain.strip().split(separator)]
+    found = set()
+    for item in map(str, listed):
+        number = read_literal(item) if len(item) <= LONGEST_ANSWER else None
+        found.add(str(number.value) if number and not number.unit and not number.percent else _plain(item).casefold())
+    return frozenset(found - {""})
+
+
+def _ifeval(gold: str, answer: str, _reasoning: str | None) -> Outcome:
+    # Imported here and in _language: workers must not load numpy, whose threads on a machine of many cores reserve
+    # more address space than a worker may have.
+    from builder.ifeval import read_instructions, readings
+
+    instructions = read_instructions(gold)
+    text = answer.rpartition(THINK_CLOSE)[2]
+    if instructions is None or len(text) > LONGEST_TEXT:
+        return _only("unscorable", "strict")
+    texts = readings(text)
+    strict = [one.is_followed(text) for one in instructions]
+    loose = [any(map(one.is_followed, texts)) for one in instructions]
+    votes = [f"{one.name}:{_right(found)}" for one, found in zip(instructions, strict, strict=True)]
+    return Outcome(_right(all(strict)), None, (*votes, f"loose:{_right(all(loose))}"))
+
+
+def _language(gold: str, answer: str, reasoning: str | None) -> Outcome:
+    from builder.languages import LANGUAGES, language_share
+
+    text = canonical_text(reasoning, answer)
+    if gold.partition("-")[0].lower() not in LANGUAGES or len(text) > LONGEST_TEXT:
+        return _only("unscorable", "language")
+    if not text.strip():
+        return _only("wrong", "language")
+    share = language_share(text, gold)
+    if share is None:
+        return _only("unscorable", "language")
+    return _only(_right(share >= MIN_LANGUAGE_SHARE), "language", f"{share:.3f}")
+
+
+def _format(gold: str, answer: str, reasoning: str | None) -> Outcome:
+    wanted = gold.replace(",", " ").split()
+    if not wanted or not set(wanted) <= set(FORMS) or len(answer) + len(reasoning or "") > LONGEST_TEXT:
+        return _only("unscorable", "format")
+    found = {name: has_form(name, reasoning, answer) for name in wanted}
+    return Outcome(_right(all(found.values())), None, tuple(f"{name}:{_right(has)}" for name, has in found.items()))
+
+
+def _right(holds: bool) -> Verdict:
+    return "correct" if holds else "wrong"
+
+
+def _only(verdict: Verdict, check: str, extracted: str | None = None) -> Outcome:
+    """The outcome of a verifier with one check."""
+    return Outcome(verdict, extracted, (f"{check}:{verdict}",))
+
+
 def _plain(text: str) -> str:
     """White space collapsed; enclosing quotes, code marks and bold, and one final dot, dropped."""
     text = " ".join(unicodedata.normalize("NFC", text).split())
     text = re.sub(r"^[\"'`*“”‘’]+|[\"'`*“”‘’]+$", "", text)
     return text.removesuffix(".").strip()
+
+
+_FINAL: Final = {"math": _math, "choice": _choice, "exact": _exact, "set": _set}
+"""Verifiers of the final answer that a reply comes to."""
+_WHOLE: Final = {"ifeval": _ifeval, "language": _language, "format": _format}
+"""Verifiers of the reply as it stands."""

@@ -8,17 +8,20 @@ to math-verify, in processes with a deadline and a memory limit, so that 9^(9^(9
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import polars as pl
 import pyarrow.parquet as pq
 
 from builder.errors import UsageError
+from builder.sandbox import sandbox_problem
 from builder.schema import TABLES
 from builder.store import Run, columns_table, write_parquet
 from builder.supervised import supervised
 from builder.verifiers import (
+    READ_REASONING,
     VERIFIERS,
     Open,
     Outcome,
@@ -40,13 +43,17 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Item:
-    """One answer to judge. `answer` is the final part of the reply; `cut` says that it ended at its token limit."""
+    """One answer to judge. `answer` is the final part of the reply; `cut` says that it ended at its token limit.
+
+    `reasoning` is the part before; the verifiers `language` and `format` alone read it.
+    """
 
     gold: str
     answer: str | None
     verifier: str
     gold_type: str | None = None
     cut: bool = False
+    reasoning: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,8 @@ class VerifyResult:
     """What `verify` found. All counts are replies.
 
     `verdicts` counts every judged reply of the run by verdict, `by_verifier` the same apart; `computed` and `kept` say
-    how many were judged now and before. Without a verdict: `without_gold`, and `not_verifiable` by gold type.
+    how many were judged now and before. Without a verdict: `without_gold`, `not_verifiable` by gold type, and
+    `not_run`, programs for which this machine has no sandbox, as `sandbox_problem` says.
     """
 
     computed: int = 0
@@ -63,6 +71,8 @@ class VerifyResult:
     by_verifier: dict[str, dict[str, int]] = field(default_factory=dict)
     without_gold: int = 0
     not_verifiable: dict[str, int] = field(default_factory=dict)
+    not_run: int = 0
+    sandbox_problem: str | None = None
 
 
 def verify(run: Run, *, shard: int = 0, workers: int | None = None, progress: Progress | None = None) -> VerifyResult:
@@ -83,10 +93,20 @@ def verify(run: Run, *, shard: int = 0, workers: int | None = None, progress: Pr
     _drop_outdated(run, judgeable)
     have = run.read("verdicts", ["response_id", "verifier"])
     missing = judgeable.join(have, on=["response_id", "verifier"], how="anti", maintain_order="left")
+    programs, problem = missing.filter(verifier="code"), None
+    if programs.height and (problem := sandbox_problem()):  # no verdict, so that they get one where a sandbox is
+        missing = missing.filter(pl.col("verifier") != "code")
     done = 0
     for rows in _chunks(run, missing):
         items = [
-            Item(row["gold"], row["answer"], row["verifier"], row["gold_type"], row["finish_reason"] == "length")
+            Item(
+                row["gold"],
+                row["answer"],
+                row["verifier"],
+                row["gold_type"],
+                row["finish_reason"] == "length",
+                row.get("reasoning"),
+            )
             for row in rows
         ]
         outcomes = verify_answers(items, workers=workers)
@@ -94,16 +114,18 @@ def verify(run: Run, *, shard: int = 0, workers: int | None = None, progress: Pr
         done += len(rows)
         if progress:
             progress(done, missing.height)
-    return _result(run, wanted, judgeable, computed=done)
+    found = _result(run, wanted, judgeable, computed=done)
+    return replace(found, not_run=programs.height, sandbox_problem=problem) if problem else found
 
 
 def verify_answers(
     items: Sequence[Item], *, workers: int | None = None, deadline_s: float = DEADLINE_S
 ) -> list[Outcome]:
     """Outcomes in the order of `items`, in bounded time whatever they hold."""
-    firsts = [
-        first_checks(item.gold, item.verifier, item.answer, gold_type=item.gold_type, cut=item.cut) for item in items
-    ]
+    with ThreadPoolExecutor(workers or _cores()) as pool:
+        # A program runs in processes of its own while its thread waits; for all else threads would only take turns.
+        programs = any(item.verifier == "code" for item in items)
+        firsts = list((pool.map if programs else map)(_first, items))
     outcomes: dict[int, Outcome] = {}
     left_open: list[tuple[int, Open]] = []
     for index, first in enumerate(firsts):
@@ -118,6 +140,17 @@ def verify_answers(
         index, pending = left_open[result.index]
         outcomes[index] = settle(pending, result.value if result.status == "ok" else result.status)
     return [outcomes[index] for index in range(len(items))]
+
+
+def _first(item: Item) -> Outcome | Open:
+    return first_checks(
+        item.gold,
+        item.verifier,
+        item.answer,
+        gold_type=item.gold_type,
+        cut=item.cut,
+        reasoning=item.reasoning,
+    )
 
 
 def _verifiable_prompts(run: Run) -> pl.DataFrame:
@@ -138,7 +171,7 @@ def _verifiable_prompts(run: Run) -> pl.DataFrame:
 
 def _drop_outdated(run: Run, judgeable: pl.DataFrame) -> None:
     """Delete verdicts of other versions or on other golds, part by part: a reply has one verdict per verifier."""
-    current = {name: verifier_version(name) for name in VERIFIERS}
+    current = {name: verifier_version(name) for name in judgeable["verifier"].unique()}
     now = judgeable.select("response_id", "verifier", pl.struct("gold", "gold_type").alias("now"))
     for part in run.parts("verdicts"):
         rows = pl.read_parquet(part)
@@ -154,8 +187,12 @@ def _chunks(run: Run, missing: pl.DataFrame) -> Iterator[list[dict[str, Any]]]:
     """Rows to judge with their answers, read part by part: the texts of a run need not fit into memory."""
     rest = missing
     rows: list[dict[str, Any]] = []
+    columns, at_once = ["response_id", "answer", "finish_reason"], 10_000
+    if not missing.filter(pl.col("verifier").is_in(READ_REASONING)).is_empty():
+        # Most of a run's text is reasoning: read only where a verifier asks for it, and then less at a time.
+        columns, at_once = [*columns, "reasoning"], 1_000
     for part in run.parts("responses"):
-        for batch in pq.ParquetFile(part).iter_batches(10_000, columns=["response_id", "answer", "finish_reason"]):
+        for batch in pq.ParquetFile(part).iter_batches(at_once, columns=columns):
             if rest.is_empty():
                 break
             texts: Any = pl.from_arrow(batch)

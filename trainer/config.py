@@ -17,8 +17,9 @@ from trainer.schedule import Stage
 
 PACKAGED = {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
 KINDS = {"sft": SFTConfig, "grpo": GRPOConfig, "reward": RewardConfig}
-# Our own for sft stages, name to type. mask_prefix: what the student wrote of a mixed row carries no loss.
-OURS = {"mask_prefix": bool}
+# Our own for sft stages, name to type. mask_prefix: what the student wrote of a mixed row carries no loss; peft:
+# arguments of a LoraConfig, whose weights are merged when the stage ends.
+OURS = {"mask_prefix": bool, "peft": dict}
 # Arguments that the trainer sets itself, by the reason why nobody else may.
 OWNED = {
     "rows reach TRL as tokens and labels": "dataset_kwargs dataset_text_field assistant_only_loss completion_only_loss "
@@ -39,8 +40,7 @@ class Recipe:
     name: str
     defaults: dict[str, Any]
     stages: dict[str, dict[str, Any]]
-    # Stage names that the dataset must have. A packaged recipe may know stages that a first version lacks.
-    required: frozenset[str]
+    required: frozenset[str]  # stages that the dataset must have; a packaged recipe may know more than it has
 
 
 class _Loader(yaml.SafeLoader):
@@ -59,8 +59,8 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     what, path = f"Recipe {name_or_path}", Path(name_or_path)
     packaged = not path.is_file()
     if packaged and str(path) not in PACKAGED:
-        hint = suggest(str(path), PACKAGED)
-        raise RecipeError(f"{what} is neither a file nor one of {', '.join(PACKAGED)}{hint}.")
+        known = f"{', '.join(PACKAGED)}{suggest(str(path), PACKAGED)}"
+        raise RecipeError(f"{what} is neither a file nor one of {known}.")
     content = _parse((PACKAGED[str(path)] if packaged else path).read_text(encoding="utf-8"), what) or {}
     for extra in set(content if isinstance(content, dict) else ["- …"]) - {"defaults", "stages"}:
         hint = suggest(str(extra), ["defaults", "stages"])
@@ -68,13 +68,10 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     required = set() if packaged else set(content.get("stages") or ())
     for override in overrides:
         required |= _apply(content, override)
-    defaults, stages = (content.get(key) or {} for key in ("defaults", "stages"))
-    for section in (defaults, stages, *(stages.values() if isinstance(stages, dict) else ())):
-        if not isinstance(section, dict):
-            raise RecipeError(f"{what}: {section!r} stands where `<argument>: <value>` lines should.")
+    defaults, stages = (_section(content.get(key) or {}, what) for key in ("defaults", "stages"))
     check(defaults, "sft", f"{what}: defaults")
     for stage, settings in stages.items():
-        check(settings, stage if stage in KINDS else None, f"{what}: stages.{stage}")
+        check(_section(settings, what), stage if stage in KINDS else None, f"{what}: stages.{stage}")
     return Recipe(path.stem, defaults, stages, frozenset(required))
 
 
@@ -82,28 +79,29 @@ def settle(recipe: Recipe, stages: Sequence[Stage], names: Sequence[str]) -> dic
     """Settings by stage, later over earlier: `defaults`, the epochs that the release asks for, the kind, the stage.
 
     Adds the dtype where the recipe leaves it open, since TRL loads in float32. Raises RecipeError for a stage that
-    the dataset (`names`) lacks, and where max_length would be left to TRL's 1,024.
+    the dataset (`names`) lacks, and for what would cut rows or let them see each other.
     """
     for name in sorted(recipe.required - {*KINDS, *names}):
         raise RecipeError(f"stages.{name} is a stage of neither {', '.join(names)}{suggest(name, names)}")
     settled: dict[str, dict[str, Any]] = {}
     for stage in stages:
         check(recipe.stages.get(stage.name, {}), stage.kind, f"stages.{stage.name}")
-        shared = {name: value for name, value in recipe.defaults.items() if name in arguments(stage.kind)}
-        settings = settled[stage.name] = deepcopy(shared)
+        settings = deepcopy({name: value for name, value in recipe.defaults.items() if name in arguments(stage.kind)})
         asked = {} if stage.epochs is None else {"num_train_epochs": stage.epochs}
         for layer in (asked, recipe.stages.get(stage.kind, {}), recipe.stages.get(stage.name, {})):
             for name, value in layer.items():
                 # Sections such as model_init_kwargs merge; an empty one clears what lies below.
                 merged = value and isinstance(value, dict) and isinstance(settings.get(name), dict)
                 settings[name] = settings[name] | value if merged else deepcopy(value)
-        if settings.get("mask_prefix") is False:
-            del settings["mask_prefix"]  # the default: the same stage as one trained without a word of it
         if stage.kind == "sft" and "max_length" not in settings:
             raise RecipeError(f"Stage {stage.name}: set defaults.max_length, or TRL would cut rows at 1,024 tokens.")
+        if settings.get("packing_strategy") == "wrapped":
+            raise RecipeError(f"Stage {stage.name}: packing_strategy wrapped cuts rows and lets them see each other.")
         half = settings.get("bf16") is not False and not settings.get("fp16")
         dtype = {"dtype": "bfloat16" if half else "float32"}
         settings["model_init_kwargs"] = dtype | (settings.get("model_init_kwargs") or {})
+        # Our own when empty are the default: the same stage as one trained without a word of them.
+        settled[stage.name] = {name: value for name, value in settings.items() if value or name not in OURS}
     return settled
 
 
@@ -126,14 +124,19 @@ def check(settings: dict[str, Any], kind: str | None, where: str) -> None:
     """Refuse unknown arguments, those that the trainer sets itself, and plainly wrong types."""
     known = arguments(kind)
     for name, value in settings.items():
-        reason = next((reason for reason, names in OWNED.items() if name in names.split()), None)
-        if reason:
+        for reason in (reason for reason, names in OWNED.items() if name in names.split()):
             raise RecipeError(f"{where}.{name} cannot be set: {reason}.")
         if name not in known:
             raise RecipeError(f"{where}: there is no {kind or 'training'} argument {name!r}{suggest(name, known)}")
-        wanted = {float: (int, float), int: (int,), bool: (bool,)}.get(known[name])
+        wanted = {float: (int, float), int: (int,), bool: (bool,), dict: (dict,)}.get(known[name])
         if wanted and (not isinstance(value, wanted) or isinstance(value, bool) != (bool in wanted)):
             raise RecipeError(f"{where}.{name} is {value!r}; it wants {known[name].__name__}.")
+
+
+def _section(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RecipeError(f"{what}: {value!r} stands where `<argument>: <value>` lines should.")
+    return value
 
 
 def _parse(text: str, what: str) -> Any:
@@ -151,8 +154,6 @@ def _apply(content: dict[str, Any], override: str) -> set[str]:
         raise RecipeError(f"{override!r}: an override is `defaults.<argument>=…` or `stages.<stage>.<argument>=…`.")
     node = content
     for part in sections:
-        node[part] = node = node.get(part) or {}
-        if not isinstance(node, dict):
-            raise RecipeError(f"Cannot apply {override!r}: {part} is a value, not a section.")
+        node[part] = node = _section(node.get(part) or {}, f"Cannot apply {override!r}")
     node[last] = _parse(value, f"The value of {override!r}")
     return set(keys[1:2]) if keys[0] == "stages" else set()

@@ -1,4 +1,4 @@
-"""Find the release, prove that it is the one its manifest describes, read its rows. Fails closed."""
+"""Find the dataset, prove that it is the one its manifest describes, read its rows. Fails closed."""
 
 import hashlib
 import json
@@ -14,11 +14,11 @@ from pydantic import BaseModel, ValidationError
 from trainer.errors import ModelError, ReleaseError
 from trainer.schedule import Stage
 
-FORMAT = 1
-MANIFEST = ".builder/manifest.json"
+FORMAT, MANIFEST = 1, ".builder/manifest.json"
 MESSAGES = r"(large_)?list<.*: struct<(?=.*\brole: )(?=.*\bcontent: ).*"
+TURNS = {"prompt": MESSAGES, "completion": MESSAGES}
 # Columns of an sft stage, as far as training reads them, with Arrow types that serve.
-COLUMNS = {"prompt": MESSAGES, "completion": MESSAGES, "position": r"u?int\d+", "response_id": "(large_)?string"}
+COLUMNS = TURNS | {"position": r"u?int\d+", "response_id": "(large_)?string"}
 PREFIX = {"prefix_chars": r"u?int\d+"}  # with mask_prefix: characters of the completion that a student wrote
 
 
@@ -34,9 +34,7 @@ class Manifest(BaseModel):
 
     version: str
     build_id: str
-    rollout: dict[str, str | None] | None = (
-        None  # the student that wrote the beginnings of mixed rows: base, weights_sha256, …
-    )
+    rollout: dict[str, str | None] | None = None  # the student that wrote the beginnings of mixed rows
     files: list[File]
     schedule: list[Stage]
 
@@ -47,70 +45,84 @@ class Release:
     source: str
     commit: str | None
     manifest: Manifest
+    plain: Any = None  # a `datasets.DatasetDict`, where there is no manifest: one stage, rows in file order
 
     @property
     def origin(self) -> dict[str, str | None]:
-        """Where the release came from, as records and plans name it."""
-        named = self.manifest.model_dump(include={"version", "build_id"})
-        return {"source": self.source, "commit": self.commit} | named
+        return {"source": self.source, "commit": self.commit} | self.manifest.model_dump(
+            include={"version", "build_id"}
+        )
 
-    def files(self, config: str) -> list[File]:
-        """Parquet files of a config's split `train`, in order."""
-        match = re.compile(rf"data/{re.escape(config)}/train-\d+-of-\d+\.parquet").fullmatch
+    def files(self, config: str, split: str = "train") -> list[File]:
+        """Parquet files of one split of a config, in order."""
+        match = re.compile(rf"data/{re.escape(config)}/{split}-\d+-of-\d+\.parquet").fullmatch
         return sorted((file for file in self.manifest.files if match(file.path)), key=lambda file: file.path)
 
 
 def resolve(dataset: str) -> Release:
-    """The verified release behind a directory or `org/name@revision`.
-
-    From the Hub the revision becomes a commit first and only that snapshot is read, because `load_dataset` falls back
-    to any cached version when the Hub is away. Configs that no stage trains on are not downloaded.
-    """
-    hub = re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", dataset)
-    if Path(dataset).is_dir():
-        release = Release(Path(dataset), dataset, None, _manifest(Path(dataset)))
-        wanted = release.manifest.files
-    elif hub:
+    """The verified release behind a directory or `org/name@revision`, or a plain dataset that has no manifest."""
+    hub, root, commit = re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", dataset), Path(dataset), None
+    if not root.is_dir():
+        if not hub:
+            raise ReleaseError(f"{dataset} is neither a release directory nor `org/name@vN`, with its version.")
+        # One commit, and that alone: `load_dataset` falls back to any cached version when the Hub is away.
         root, commit = fetch(hub[1], hub[2], "dataset", [MANIFEST])
-        manifest = _manifest(root)
+    if not (root / MANIFEST).is_file():
+        patterns = ["*.parquet", "*.jsonl"]
+        return _plain(fetch(hub[1], commit, "dataset", patterns)[0] if hub and commit else root, dataset, commit)
+    manifest = _manifest(root / MANIFEST)
+    wanted = manifest.files
+    if hub and commit:  # configs that no stage trains on stay there
         trained = tuple(f"data/{stage.config}/" for stage in manifest.schedule)
-        wanted = [f for f in manifest.files if f.path.startswith(trained) or not f.path.startswith("data/")]
+        wanted = [f for f in wanted if f.path.startswith(trained) or not f.path.startswith("data/")]
         root, _ = fetch(hub[1], commit, "dataset", [MANIFEST, *(file.path for file in wanted)])
-        release = Release(root, dataset, commit, manifest)
-    else:
-        raise ReleaseError(f"{dataset} is neither a release directory nor `org/name@vN`, with its version.")
     for file in wanted:
-        _verify(release.root, file)
-    return release
+        _verify(root, file)
+    return Release(root, dataset, commit, manifest)
 
 
-def check_stage(release: Release, stage: Stage, mask_prefix: bool = False) -> None:
+def check_stage(release: Release, stage: Stage, mask_prefix: bool = False, held_out: bool = False) -> None:
     """Refuse a stage without rows, with other rows than the manifest says, or without the columns that it needs."""
-    columns = COLUMNS | PREFIX if mask_prefix else COLUMNS
-    files = release.files(stage.config)
-    rows = sum(file.rows or 0 for file in files)
+    files, held = release.files(stage.config), release.files(stage.config, "validation") if held_out else []
+    rows = sum(file.rows or 0 for file in files) if release.plain is None else release.plain["train"].num_rows
     if rows == 0 or rows != stage.rows:
-        held = f"Stage {stage.name} holds {rows:,} rows, the schedule says {stage.rows:,}"
-        raise ReleaseError(f"{held}. A stage needs rows, and all of them: build the release again.")
-    for file in files if stage.kind == "sft" else []:
-        schema = pq.read_schema(release.root / file.path)
+        told = f"Stage {stage.name} holds {rows:,} rows, the schedule says {stage.rows:,}"
+        raise ReleaseError(f"{told}. A stage needs rows, and all of them: build the release again.")
+    if held_out and not held:
+        lacks = f"{release.source} has no data/{stage.config}/validation-*.parquet to evaluate stage {stage.name} on"
+        raise ReleaseError(f"{lacks}. Choose a release with held-out prompts, or set eval_strategy to no.")
+    schemas = {file.path: pq.read_schema(release.root / file.path) for file in files + held}
+    schemas |= {} if release.plain is None else {release.source: release.plain["train"].features.arrow_schema}
+    for path, schema in schemas.items() if stage.kind == "sft" else ():
+        columns = COLUMNS if release.plain is None else {"messages": MESSAGES} if "messages" in schema.names else TURNS
+        columns = columns | (PREFIX if mask_prefix else {})
         found = {name: str(schema.field(name).type) if name in schema.names else "missing" for name in columns}
-        wrong = [f"{name}: {kind}" for name, kind in found.items() if not re.fullmatch(columns[name], kind)]
-        if wrong:
+        if wrong := [f"{name}: {kind}" for name, kind in found.items() if not re.fullmatch(columns[name], kind)]:
             raise ReleaseError(
-                f"{file.path} has the wrong columns ({', '.join(wrong)}). An sft stage needs prompt and completion as "
-                "lists of {role, content}, position as integer, response_id as string, and prefix_chars as integer if "
-                "mask_prefix is on. Build the release again."
+                f"{path} has the wrong columns ({', '.join(wrong)}). An sft stage needs prompt and completion as lists "
+                "of {role, content}, position as integer, response_id as string, and prefix_chars as integer if "
+                "mask_prefix is on; without a manifest only prompt and completion, or messages. Build it again."
             )
+    trained = [file for other in release.manifest.schedule for file in release.files(other.config)] if held else []
+    if both := _prompts(release, held) & _prompts(release, trained):
+        told = f"{len(both):,} held-out prompts of stage {stage.name} are trained on too, {min(both)} among them"
+        raise ReleaseError(f"{told}: their loss would say nothing. Build the release again, split by prompt.")
 
 
-def read(release: Release, config: str, mask_prefix: bool = False) -> Iterator[list[dict[str, Any]]]:
+def read(release: Release, config: str, mask_prefix: bool = False, split: str = "train") -> Iterator[list[Any]]:
     """Rows of a config in file order, a bounded batch at a time; with `prefix_chars` only to mask prefixes."""
-    columns = [*COLUMNS, *(PREFIX if mask_prefix else ())]
-    for file in release.files(config):
+    for file in release.files(config, split):
         with pq.ParquetFile(release.root / file.path) as parquet:
-            for batch in parquet.iter_batches(batch_size=512, columns=columns):
+            for batch in parquet.iter_batches(512, columns=[*COLUMNS, *(PREFIX if mask_prefix else ())]):
                 yield batch.to_pylist()
+    number = 0
+    for batch in () if release.plain is None else release.plain[split].with_format("arrow").iter(512):
+        for row in (rows := batch.to_pylist()):
+            number += 1
+            turns = row.pop("messages", None) or []
+            row.update({"position": number, "response_id": f"number {number:,}"})
+            row.update({} if "prompt" in row else {"prompt": turns[:-1], "completion": turns[-1:]})
+        yield rows
 
 
 def holds_rollouts(release: Release, config: str) -> bool:
@@ -139,10 +151,30 @@ def fetch(repo: str, revision: str | None, repo_type: str, patterns: list[str]) 
         ) from error
 
 
-def _manifest(root: Path) -> Manifest:
-    path = root / MANIFEST
-    if not path.is_file():
-        raise ReleaseError(f"{root} has no {MANIFEST}, so it is not a release. Make one with `builder release`.")
+def _plain(root: Path, source: str, commit: str | None) -> Release:
+    """A folder of parquet or jsonl files as one stage: what `datasets` finds to be its split train."""
+    import datasets
+
+    try:
+        splits = datasets.load_dataset(str(root)) if not (root / MANIFEST).parent.exists() else {}
+        rows = splits["train"].num_rows
+    except Exception as error:
+        why = f"nor can it be read as a plain dataset with a split train ({' '.join(str(error).split())})"
+        raise ReleaseError(f"{root} has no {MANIFEST}, so it is not a release, {why}.") from error
+    files = sorted(path for pattern in ("*.parquet", "*.jsonl") for path in root.rglob(pattern))
+    digest = hashlib.sha256("".join(sha256_of(path) for path in files).encode()).hexdigest()
+    stage = {"stage": "train", "config": "train", "kind": "sft", "init": "base", "rowset_hash": digest, "rows": rows}
+    schedule = [Stage.model_validate(stage | {"tokens": None, "epochs": None})]
+    return Release(root, source, commit, Manifest(version="-", build_id=digest, files=[], schedule=schedule), splits)
+
+
+def _prompts(release: Release, files: list[File]) -> set[Any]:
+    paths = [release.root / file.path for file in files]
+    named = [path for path in paths if "prompt_id" in pq.read_schema(path).names]  # preference pairs have none
+    return {prompt for path in named for prompt in pq.read_table(path, columns=["prompt_id"])["prompt_id"].to_pylist()}
+
+
+def _manifest(path: Path) -> Manifest:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if (number := content.get("format")) != FORMAT:
@@ -156,13 +188,13 @@ def _manifest(root: Path) -> Manifest:
 
 def _verify(root: Path, file: File) -> None:
     path = root / file.path
-    if PurePosixPath(file.path).is_absolute() or ".." in PurePosixPath(file.path).parts or not path.is_file():
+    if {"/", ".."} & {*PurePosixPath(file.path).parts} or not path.is_file():
         raise ReleaseError(f"The manifest lists {file.path}, which is not a file in {root}. Get the release again.")
     found, size = sha256_of(path), path.stat().st_size
-    if found != file.sha256 or size != file.bytes:
+    if (found, size) != (file.sha256, file.bytes):
+        told = f"sha256 {found} ({size:,} bytes), the manifest expects {file.sha256} ({file.bytes:,} bytes)"
         raise ReleaseError(
-            f"{file.path} was altered: sha256 {found} ({size:,} bytes), the manifest expects {file.sha256} "
-            f"({file.bytes:,} bytes). Get the release again; to change rows, build a new one with `builder release`."
+            f"{file.path} was altered: {told}. Get the release again, or build a new one to change rows."
         )
     if file.rows is not None and (rows := pq.read_metadata(path).num_rows) != file.rows:
         raise ReleaseError(f"{file.path} holds {rows:,} rows, the manifest expects {file.rows:,}. Build it again.")

@@ -1,9 +1,10 @@
 """Rows to tokens and labels: template(prompt) + completion + end of turn, as inference prompts and stops."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,14 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Renderer:
-    """A tokenizer with what its template and its model's files say about the end of a turn."""
+    """A tokenizer with what its template and its model's files say about the beginning and the end of an answer."""
 
     tokenizer: Any
     end: tuple[int, ...]  # closes the assistant's turn; inference has to stop at the last
     stops: frozenset[int]  # where `generate` stops, as the model's files say
     vocabulary: int  # rows of the embedding
+    opening: str = ""  # the template's generation prompt
+    final: str = ""  # gpt-oss: the header that the model itself writes before its answer
 
     @property
     def added_stop(self) -> str | None:
@@ -66,7 +69,13 @@ class Renderer:
             prompt = self.tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
         except Exception as error:
             raise RenderError(f"Reply {reply}: the chat template refuses the prompt: {error}.") from error
-        return prompt, _after(prompt, answer[0]["content"] or "", reply)
+        text, problem = self._after(answer[0]["content"] or "")
+        if problem or not prompt.endswith(self.opening):
+            raise RenderError(
+                f"Reply {reply} {problem or 'has another prompt'}, but the chat template's prompt ends in "
+                f"{self.opening!r}: no inference could yield it. Choose another model or drop such replies."
+            )
+        return prompt, text
 
     def encode(self, rows: list[Row]) -> list[tuple[list[int], int]]:
         """Token ids of each row and how many of them carry no loss: the prompt, and a prefix that is to be masked.
@@ -84,20 +93,37 @@ class Renderer:
             encoded.append((prompt + tokens + list(self.end), len(prompt) + self._prefix(row, text)))
         return encoded
 
+    def _after(self, completion: str) -> tuple[str, str]:
+        """The completion less what the generation prompt has opened of it; and why no inference could yield it."""
+        thinks, (_, opened, words) = completion.startswith(OPEN), self.opening.rpartition(OPEN)
+        if self.final:  # thoughts and answer are messages of their own; inference begins after <|start|>assistant
+            thought, closed, answer = completion.removeprefix(OPEN).rpartition(CLOSE)
+            analysis = self.final.replace("final", "analysis") + thought.strip() + "<|end|>" + self.opening
+            problem = "" if thinks == bool(closed) and answer.strip() else "is not thoughts and an answer"
+            return analysis * thinks + self.final + answer.lstrip(), problem
+        if CLOSE in words:
+            return completion, "has a <think> block" * thinks
+        if not opened or not thinks:
+            return completion, "lacks a <think> block" * bool(opened)
+        rest = completion.removeprefix(OPEN)
+        match = re.match("".join(re.escape(c) + "?" * c.isspace() for c in words), rest)
+        return rest[match.end() if match else 0 :], "" if match else "begins its thoughts otherwise"
+
     def _prefix(self, row: Row, text: str) -> int:
         """How many tokens of the completion's `text` begin in what the student wrote. Raises RenderError for all."""
-        removed = len(row["completion"][0]["content"] or "") - len(text)  # what the generation prompt has opened
-        prefix = (row.get("prefix_chars") or 0) - removed
-        if prefix <= 0:
+        written = row.get("prefix_chars") or 0
+        prefix = written - (len(row["completion"][0]["content"] or "") - len(text))  # less what the prompt has opened
+        if prefix <= 0 or not written:
             return 0
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         # Some tokenizers leave a token's space out of its offsets: it begins no later than where the last one ended.
         begins = (min(end, begin) for (_, end), (begin, _) in pairwise([(0, 0), *encoded["offset_mapping"]]))
         masked = sum(1 for begin in begins if begin < prefix)
-        if masked == len(encoded["input_ids"]):
+        if masked == len(encoded["input_ids"]) or self.final:
             raise RenderError(
-                f"Reply {row['response_id']}: the student wrote {row['prefix_chars']:,} characters, its whole "
-                "completion, so mask_prefix leaves nothing of it to train. Leave mask_prefix off, or drop such replies."
+                f"Reply {row['response_id']}: the student wrote {written:,} characters, "
+                + ("which gpt-oss's channels move about" if self.final else "its whole completion")
+                + ", so mask_prefix cannot tell what to train. Leave mask_prefix off, or drop such replies."
             )
         return masked
 
@@ -105,7 +131,7 @@ class Renderer:
 def load(path: Path, name: str) -> Renderer:
     """The renderer of a model directory. Raises ModelError without chat template, eos token, or end of turn."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer: Any = AutoTokenizer.from_pretrained(path)
         model = AutoConfig.from_pretrained(path).get_text_config()
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -118,7 +144,19 @@ def load(path: Path, name: str) -> Renderer:
     if (path / "generation_config.json").is_file():
         stops = GenerationConfig.from_pretrained(path).eos_token_id
     declared = frozenset([stops] if isinstance(stops, int) else stops or [])
-    return Renderer(tokenizer, _end_of_turn(tokenizer, declared, name), declared, model.vocab_size)
+    turn = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": PROBE}]
+    try:
+        asked = tokenizer.apply_chat_template(turn[:1], tokenize=False)
+        prompted = tokenizer.apply_chat_template(turn[:1], tokenize=False, add_generation_prompt=True)
+        before, _, tail = tokenizer.apply_chat_template(turn, tokenize=False).rpartition(PROBE)
+    except Exception as error:
+        raise ModelError(f"The chat template of {name} cannot render a turn: {error}.") from error
+    if not before:
+        raise ModelError(f"The chat template of {name} loses an assistant's answer. Nothing could be trained.")
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(asked, prompted, strict=False)))
+    opening, header = prompted[shared:], before.removeprefix(prompted)
+    final = header if "<|channel|>final" in header and before.startswith(prompted) else ""
+    return Renderer(tokenizer, _end(tokenizer, tail, declared), declared, model.vocab_size, opening, final)
 
 
 def write(
@@ -161,32 +199,8 @@ def read(path: Path) -> Rendered | None:
     return Rendered(**json.loads(counted.read_text(encoding="utf-8"))) if counted.is_file() else None
 
 
-def _after(prompt: str, completion: str, reply: str) -> str:
-    """The completion less what the generation prompt has opened already."""
-    opened = prompt.rstrip()
-    thinks = completion.startswith(OPEN)
-    if (opened.endswith(CLOSE) and thinks) or (opened.endswith(OPEN) and not thinks):
-        raise RenderError(
-            f"Reply {reply} {'has' if thinks else 'lacks'} a {OPEN} block, but the chat template's prompt ends in "
-            f"{opened[-len(CLOSE) :].strip()}: no inference could yield it. Choose another model or drop such replies."
-        )
-    if not opened.endswith(OPEN):
-        return completion
-    space, rest = prompt[len(opened) :], completion.removeprefix(OPEN)
-    while space and rest.startswith(space[0]):
-        space, rest = space[1:], rest[1:]
-    return rest
-
-
-def _end_of_turn(tokenizer: Any, stops: frozenset[int], name: str) -> tuple[int, ...]:
+def _end(tokenizer: Any, tail: str, stops: frozenset[int]) -> tuple[int, ...]:
     """What the template writes after an answer, up to its first stop or added token; eos where it writes none."""
-    turn = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": PROBE}]
-    try:
-        before, _, tail = tokenizer.apply_chat_template(turn, tokenize=False).rpartition(PROBE)
-    except Exception as error:
-        raise ModelError(f"The chat template of {name} cannot render a turn: {error}.") from error
-    if not before:
-        raise ModelError(f"The chat template of {name} loses an assistant's answer. Nothing could be trained.")
     tokens = tokenizer(tail, add_special_tokens=False)["input_ids"]
     closing = {*stops, *tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     last = next((index for index, token in enumerate(tokens) if token in closing), None)

@@ -14,7 +14,6 @@ class Stage(BaseModel):
     """One entry of the manifest's schedule; `stages` numbers it and resolves `init` to a stage's name or `base`."""
 
     model_config = ConfigDict(frozen=True)
-
     number: int = 0
     name: str = Field(alias="stage")
     config: str
@@ -30,10 +29,10 @@ class Stage(BaseModel):
         return f"{self.number}-{self.name}"
 
 
-def stages(schedule: Sequence[Stage], until: str | None = None) -> list[Stage]:
-    """The stages in manifest order with `init` resolved, up to `until`.
+def stages(schedule: Sequence[Stage], until: str | None = None, first: str | None = None) -> list[Stage]:
+    """The stages in manifest order with `init` resolved, up to `until`; `first` has to be one of them.
 
-    Raises ReleaseError where names repeat or `init` names no earlier stage, RecipeError for an unknown `until`.
+    Raises ReleaseError where names repeat or `init` names no earlier stage, RecipeError for unknown ones.
     """
     found: dict[str, Stage] = {}
     for number, stage in enumerate(schedule, start=1):
@@ -44,9 +43,14 @@ def stages(schedule: Sequence[Stage], until: str | None = None) -> list[Stage]:
             )
         init = next(reversed(found), "base") if stage.init == "previous" else stage.init
         found[stage.name] = stage.model_copy(update={"number": number, "init": init})
-    if until is not None and until not in found:
-        raise RecipeError(f"--until {until}: this dataset has no such stage. Its stages: {', '.join(found)}.")
-    return [stage for stage in found.values() if until is None or stage.number <= found[until].number]
+    for option, name in (("--until", until), ("--from", first)):
+        if name is not None and name not in found:
+            known = f"{', '.join(found)}{' up to --until' if until else ''}"
+            raise RecipeError(f"{option} {name}: this dataset has no such stage. Its stages: {known}.")
+        found = {
+            each: stage for each, stage in found.items() if until not in found or stage.number <= found[until].number
+        }
+    return list(found.values())
 
 
 def by_position(positions: Sequence[int | None]) -> list[int]:
@@ -59,15 +63,11 @@ def by_position(positions: Sequence[int | None]) -> list[int]:
 def epoch_order(rows: int, epoch: int, seed: int) -> list[int]:
     """Order of one epoch over rows that lie in `position` order, which epoch 0 follows.
 
-    Later epochs rank by md5 of `seed + epoch` and the row: the same on every machine and version, which no random
-    generator promises.
+    Later epochs rank by md5 of `seed + epoch` and the row: the same everywhere, which no random generator promises.
     """
-    if epoch == 0:
-        return list(range(rows))
-    return sorted(range(rows), key=lambda row: hashlib.md5(f"{seed + epoch}:{row}".encode()).digest())
+    return sorted(range(rows), key=lambda row: hashlib.md5(f"{seed + epoch}:{row}".encode()).digest() if epoch else b"")
 
 
 def optimizer_steps(samples: int, epochs: float, batch: int, accumulation: int) -> int:
     """Optimizer steps of a stage, counted as transformers' Trainer does; `batch` is that of all devices."""
-    per_epoch = max(math.ceil(math.ceil(samples / batch) / accumulation), 1)
-    return math.ceil(per_epoch * epochs)
+    return math.ceil(max(math.ceil(math.ceil(samples / batch) / accumulation), 1) * epochs)

@@ -31,6 +31,10 @@ def plan(console: Console, content: dict[str, Any]) -> None:
         table.add_row(str(line["number"]), name, line["kind"], start, *numbers, rate, line["state"])
     console.print(table)
     for line in content["stages"]:
+        if "device_hours" in line:
+            gib = f"{line['state_bytes'] / 2**30:.1f} + {line['activation_bytes'] / 2**30:.1f} GiB"
+            say(console, f"{line['stage']}: {gib} before sharding, {line['device_hours']:.1f} h at 400 TFLOP/s")
+    for line in content["stages"]:
         for warning in line["warnings"] + [f"trained otherwise: {text}" for text in line["differs"]]:
             say(console, f"! {line['stage']}: {warning}", "yellow")
     for warning in content["warnings"]:

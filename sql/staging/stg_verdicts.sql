@@ -1,5 +1,6 @@
 -- stg_verdicts
--- Purpose     Verdicts, and which one decides: that of the prompt's verifier, else the strictest one there is.
+-- Purpose     Verdicts, and which one decides: that of the prompt's verifier, else the strictest one there is; a judge's
+--             (a verifier named judge…) only where no other verifier gave one.
 -- Inputs      verdicts (tables/verdicts), responses (response_id, prompt_id), prompts (prompt_id, verifier)
 -- Output      one row per reply and verifier: every column of table verdicts, and decides boolean (once per reply)
 -- Parameters  none
@@ -10,6 +11,7 @@ judged as (
     select
         verdicts.*,
         coalesce(verdicts.verifier = prompts.verifier, false) as is_named,
+        starts_with(verdicts.verifier, 'judge') as is_judge,
         list_position(['wrong', 'correct', 'unscorable', 'timeout', 'error'], verdicts.verdict) as strictness
     from verdicts
     left join responses using (response_id)
@@ -17,9 +19,9 @@ judged as (
 )
 
 select
-    judged.* exclude (is_named, strictness),
+    judged.* exclude (is_named, is_judge, strictness),
     row_number() over (
         partition by judged.response_id
-        order by judged.is_named desc, judged.strictness, judged.verifier
+        order by judged.is_named desc, judged.is_judge, judged.strictness, judged.verifier
     ) = 1 as decides
 from judged;

@@ -7,6 +7,9 @@ import pytest
 
 from builder import verify as verify_module
 from builder.errors import UsageError, VerifyError
+from builder.release_rows import deciding_verdicts
+from builder.sqlrun import query
+from builder.staging import build_staging
 from builder.store import Run, columns_table
 from builder.supervised import supervised
 from builder.verify import Item, verify, verify_answers
@@ -52,7 +55,8 @@ def verdicts(run: Run) -> dict[str, str]:
     return dict(run.read("verdicts", ["response_id", "verdict"]).sort("response_id").iter_rows())
 
 
-def test_every_reply_has_a_verdict_or_is_counted(tmp_path: Path) -> None:
+def test_every_reply_has_a_verdict_or_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builder.verify.sandbox_problem", lambda: None)  # no program of these is run
     run = run_with(
         tmp_path,
         [
@@ -62,6 +66,7 @@ def test_every_reply_has_a_verdict_or_is_counted(tmp_path: Path) -> None:
             prompt("open", None, None),
             prompt("blank", " ", "number"),
             prompt("code", "assert f()", "python_tests"),
+            prompt("essay", "one good answer", "reference_text"),
             prompt("bad", "seventy", "number"),
         ],
         [
@@ -77,6 +82,7 @@ def test_every_reply_has_a_verdict_or_is_counted(tmp_path: Path) -> None:
             reply("j", "math", "72", role="student"),
             reply("k", "math", "72", role="judge"),
             reply("l", "gone", "72"),
+            reply("m", "essay", "another"),
         ],
     )
     result = verify(run)
@@ -86,14 +92,74 @@ def test_every_reply_has_a_verdict_or_is_counted(tmp_path: Path) -> None:
         "c": "wrong",
         "d": "correct",
         "e": "correct",
+        "h": "unscorable",
         "i": "unscorable",
         "j": "correct",
     }
-    assert (result.computed, result.kept) == (7, 0)
-    assert result.verdicts == {"correct": 4, "wrong": 2, "unscorable": 1}
+    assert (result.computed, result.kept) == (8, 0)
+    assert result.verdicts == {"correct": 4, "wrong": 2, "unscorable": 2}
     assert result.by_verifier["choice"] == {"correct": 1}
     assert result.without_gold == 2
-    assert result.not_verifiable == {"python_tests": 1}
+    assert result.not_verifiable == {"reference_text": 1}
+
+
+def test_programs_without_a_sandbox_wait_for_a_machine_that_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [reply("a", "math", "72"), reply("h", "code", "no program")]
+    run = run_with(tmp_path, [prompt("math", "72", "number"), prompt("code", "assert f()", "python_tests")], rows)
+    monkeypatch.setattr("builder.verify.sandbox_problem", lambda: "no bubblewrap")
+    result = verify(run)
+    assert (verdicts(run), result.not_run, result.sandbox_problem) == ({"a": "correct"}, 1, "no bubblewrap")
+    monkeypatch.setattr("builder.verify.sandbox_problem", lambda: None)
+    assert verify(run).sandbox_problem is None
+    assert verdicts(run) == {"a": "correct", "h": "unscorable"}
+
+
+def test_verifiers_of_the_whole_reply_read_its_reasoning_where_they_need_it(tmp_path: Path) -> None:
+    thought = reply("a", "form", "5") | {"reasoning": "two and three"}
+    run = run_with(
+        tmp_path,
+        [
+            prompt("form", "think", "format"),
+            prompt("tongue", "en", "language"),
+            prompt("rules", '[{"id": "punctuation:no_comma", "kwargs": {}}]', "ifeval"),
+        ],
+        [
+            thought,
+            reply("b", "form", "5"),
+            reply("c", "tongue", "This is it.") | {"reasoning": "Das ist nicht die Antwort, und wir haben sie."},
+            reply("d", "rules", "none") | {"reasoning": "a, b"},
+        ],
+    )
+    verify(run)
+    assert verdicts(run) == {"a": "correct", "b": "wrong", "c": "wrong", "d": "correct"}
+
+
+def test_a_judge_decides_only_where_no_verifier_does_in_sql_and_in_a_release(tmp_path: Path) -> None:
+    run = run_with(
+        tmp_path,
+        [prompt("p", "1", "number"), prompt("q", "1", "number", verifier="judge-m")],
+        [reply("a", "p", "1"), reply("b", "p", "1"), reply("c", "p", "1"), reply("d", "q", "1")],
+    )
+    given = [
+        ("a", "judge-m", "wrong"),
+        ("a", "math", "correct"),
+        ("b", "judge-m", "correct"),
+        ("b", "judge-n", "wrong"),
+        ("c", "judge-m", "wrong"),
+        ("c", "math", "error"),
+        ("d", "judge-m", "correct"),
+        ("d", "math", "wrong"),
+    ]
+    names = ("response_id", "verifier", "verdict")
+    rows = [dict(zip(names, row, strict=True)) | {"verifier_version": "1"} for row in given]
+    run.append("verdicts", columns_table("verdicts", rows))
+    build_staging(run, {})
+    found = query(run.database, "select response_id, verdict from stg_verdicts where decides").to_pylist()
+    wanted = {"a": "correct", "b": "wrong", "c": "error", "d": "correct"}
+    assert {row["response_id"]: row["verdict"] for row in found} == wanted
+    assert dict(deciding_verdicts(run).select("response_id", "verdict").collect().iter_rows()) == wanted
 
 
 def test_a_second_run_computes_only_what_is_missing(tmp_path: Path) -> None:
@@ -153,7 +219,7 @@ def test_an_interrupted_run_keeps_what_was_done(tmp_path: Path, monkeypatch: pyt
 
 def test_an_unknown_verifier_is_named_before_any_work(tmp_path: Path) -> None:
     run = run_with(tmp_path, [prompt("p", "1", "number", verifier="maths")], [reply("a", "p", "1")])
-    with pytest.raises(UsageError, match=r"'maths'.*math, choice, exact"):
+    with pytest.raises(UsageError, match=r"'maths'.*math, choice, exact, set"):
         verify(run)
 
 

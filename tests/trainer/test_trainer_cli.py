@@ -1,12 +1,8 @@
 """The command line: quick, quiet on stdout, one message for an error."""
 
 import json
-import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -154,79 +150,3 @@ def test_the_unexpected_ends_with_one_message_too(
     assert err.startswith(message) and "Traceback" not in err
     assert call(monkeypatch, "run", *common, "--debug") == 1
     assert "Traceback" in capsys.readouterr().err
-
-
-@pytest.fixture
-def hub(release: Path) -> Iterator[str]:
-    """A loopback Hub with one dataset, org/toy, whose tag v1 is a release."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            resolve = f"/datasets/org/toy/resolve/{COMMIT}/"
-            files = sorted(p for p in release.rglob("*") if p.is_file())
-            if path.startswith(resolve):
-                asked.append(path.removeprefix(resolve))
-                body = (release / asked[-1]).read_bytes()
-            elif path in (f"/api/datasets/org/toy/revision/{name}" for name in ("v1", COMMIT)):
-                names = [{"rfilename": p.relative_to(release).as_posix()} for p in files]
-                body = json.dumps({"id": "org/toy", "sha": COMMIT, "siblings": names}).encode()
-            elif path == f"/api/datasets/org/toy/tree/{COMMIT}":
-                body = json.dumps(
-                    [
-                        {
-                            "type": "file",
-                            "path": p.relative_to(release).as_posix(),
-                            "size": p.stat().st_size,
-                            "oid": "0" * 40,
-                        }
-                        for p in files
-                    ]
-                ).encode()
-            else:
-                self.send_error(404)
-                return
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("ETag", f'"{len(body)}-{hash(path)}"')
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, *_: Any) -> None: ...
-
-    asked: list[str] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    assert not any("candidates" in path for path in asked), "a config that no stage reads was downloaded"
-
-
-def from_hub(hub: str, dataset: str, cache: Path) -> subprocess.CompletedProcess[str]:
-    code = (
-        "import sys; from trainer import data, errors\n"
-        "try: release = data.resolve(sys.argv[1])\n"
-        "except errors.TrainerError as error: sys.exit(str(error))\n"
-        "print(release.commit, release.source, sum(1 for _ in data.read(release, 'low-temperature')))"
-    )
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": hub, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", code, dataset], env=environment, capture_output=True, text=True, check=False
-    )
-
-
-def test_a_published_version_is_pinned_to_its_commit(hub: str, release: Path, tmp_path: Path) -> None:
-    result = from_hub(hub, "org/toy@v1", tmp_path / "cache")
-    assert result.stdout.split() == [COMMIT, "org/toy@v1", "1"], result.stderr
-    path = release / "data/low-temperature/train-00000-of-00001.parquet"
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
-    altered = from_hub(hub, "org/toy@v1", tmp_path / "other")
-    assert altered.returncode == 1 and "was altered" in altered.stderr
-    missing = from_hub(hub, "org/toy@v2", tmp_path / "third")
-    assert missing.returncode == 1 and missing.stderr.startswith("Cannot get dataset org/toy at v2")

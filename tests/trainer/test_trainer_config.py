@@ -29,12 +29,12 @@ def test_packaged_recipe_settles_every_sft_stage(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", config.KINDS)
-def test_known_arguments_are_those_of_trl_and_mask_prefix_for_sft(kind: str) -> None:
+def test_known_arguments_are_those_of_trl_and_our_own_for_sft(kind: str) -> None:
     import trl
 
     fields = dataclasses.fields({"sft": trl.SFTConfig, "grpo": trl.GRPOConfig, "reward": trl.RewardConfig}[kind])
     known = {field.name for field in fields if not field.name.startswith("_")}
-    assert set(config.arguments(kind)) - known == ({"mask_prefix"} if kind == "sft" else set())
+    assert set(config.arguments(kind)) - known == ({"mask_prefix", "peft"} if kind == "sft" else set())
     assert known <= set(config.arguments(kind))
 
 

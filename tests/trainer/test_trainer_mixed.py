@@ -131,7 +131,7 @@ def rolled(student: Path, tmp_path: Path) -> Path:
 
 def rollout_warnings(job: plan.Job) -> list[list[str]]:
     held = plan.states(job)
-    return [plan.off_policy(job, stage, held[stage.name].initial_weights_sha256) for stage in job.stages]
+    return [plan.notes(job, stage, held[stage.name].initial_weights_sha256) for stage in job.stages]
 
 
 def test_rollouts_of_the_very_weights_go_without_warning(

@@ -25,14 +25,19 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "<eos>", "<pad>
 SPECIAL += ["<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>", "<end_of_turn>", "<bos>"]
 
 
-def train_tokenizer(template: str | None, eos: str | None = "<|im_end|>", pad: str | None = "<|endoftext|>") -> Any:
+def train_tokenizer(
+    template: str | None,
+    eos: str | None = "<|im_end|>",
+    pad: str | None = "<|endoftext|>",
+    special: list[str] = SPECIAL,
+) -> Any:
     """A byte-level tokenizer trained here, with `<think>` as plain added tokens, as Qwen3 has them."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, initial_alphabet=alphabet, special_tokens=SPECIAL, show_progress=False
+        vocab_size=300, initial_alphabet=alphabet, special_tokens=special, show_progress=False
     )
     tokenizer.train_from_iterator(["the sum of one and two is three, so the answer is three\n"] * 4, trainer)
     tokenizer.add_tokens(["<think>", "</think>"])
