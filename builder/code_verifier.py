@@ -36,9 +36,9 @@ from typing import Any, Final
 
 from builder.answers import LONGEST_ANSWER
 from builder.errors import VerifyError
+from builder.outcome import Outcome, Verdict
 from builder.sandbox import DEFAULT_LIMITS, Limits, Ran, end, finish, sandboxed, start
 from builder.sandbox_child import CANNOT_LIMIT, MODULE_MISSING
-from builder.verifiers import Outcome, Verdict
 
 LONGEST_PROGRAM: Final = 1_000_000
 """Characters; a longer block is no answer to a question, and no interpreter is asked about it."""

@@ -32,17 +32,16 @@ import json
 import logging
 import re
 import unicodedata
-from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Final, Literal
+from typing import Final
 
 from builder.answers import LONGEST_ANSWER, extract_choice, extract_math, extract_words, final_part, last_boxed
+from builder.code_verifier import code, code_version
 from builder.forms import FORMS, has_form
 from builder.literals import is_text, read_literal
+from builder.outcome import Open, Outcome, Verdict
 from builder.quantity import Comparison, compare
 from builder.text import THINK_CLOSE, canonical_text
-
-Verdict = Literal["correct", "wrong", "unscorable", "timeout", "error"]
 
 VERIFIERS: Final = ("math", "choice", "exact", "set", "ifeval", "language", "format", "code")
 READ_REASONING: Final = ("language", "format")
@@ -68,24 +67,6 @@ LONGEST_TEXT: Final = 500_000
 """Characters; longer replies are no answers that ifeval, language or format could judge in bounded time."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Verdict, the answer that was compared (None where none was found), and one `check:verdict` for each check."""
-
-    verdict: Verdict
-    extracted: str | None
-    votes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Open:
-    """A comparison that needs math-verify: to be run by `math_verify_vote(gold, extracted)`, then `settle`d."""
-
-    gold: str
-    extracted: str
-    typed: Verdict
-
-
 def default_verifier(gold_type: str | None) -> str | None:
     """The verifier for a gold type; None where this version has none (such as `reference_text`)."""
     return _BY_GOLD_TYPE.get(gold_type or "")
@@ -94,8 +75,6 @@ def default_verifier(gold_type: str | None) -> str | None:
 def verifier_version(verifier: str) -> str:
     """Version of rules and library, such as `1 math-verify 0.9.0`."""
     if verifier == "code":
-        from builder.code_verifier import code_version  # it needs the types of this module
-
         return code_version()
     return f"{_RULES} math-verify {version('math-verify')}" if verifier == "math" else _RULES
 
@@ -133,8 +112,6 @@ def first_checks(
 ) -> Outcome | Open:
     """Everything but math-verify: bounded in time and memory for any text. Raises KeyError for an unknown verifier."""
     if verifier == "code":
-        from builder.code_verifier import code
-
         return code(gold, gold_type, answer or "", cut)
     gold = unicodedata.normalize("NFC", gold).strip()
     if verifier in _WHOLE:

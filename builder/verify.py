@@ -16,6 +16,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from builder.errors import UsageError
+from builder.outcome import Open, Outcome
 from builder.sandbox import sandbox_problem
 from builder.schema import TABLES
 from builder.store import Run, columns_table, write_parquet
@@ -23,8 +24,6 @@ from builder.supervised import supervised
 from builder.verifiers import (
     READ_REASONING,
     VERIFIERS,
-    Open,
-    Outcome,
     default_verifier,
     first_checks,
     settle,

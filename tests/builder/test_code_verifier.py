@@ -11,8 +11,8 @@ from sandbox_toys import needs_bwrap, without_bwrap
 from builder import code_verifier
 from builder.code_verifier import code, code_version, difference, last_block, read_tests
 from builder.errors import VerifyError
+from builder.outcome import Outcome
 from builder.sandbox import Limits
-from builder.verifiers import Outcome
 
 Judge = Callable[..., Outcome]
 FAST = Limits(cpu_s=1, wall_s=20, memory_bytes=300_000_000, output_bytes=100_000)

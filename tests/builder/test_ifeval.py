@@ -9,7 +9,8 @@ from builder.forms import FORMS, has_form
 from builder.ifeval import read_instructions, readings
 from builder.ifeval_checks import CHECKS, count_sentences
 from builder.languages import LANGUAGES, language_share
-from builder.verifiers import LONGEST_TEXT, Outcome, verify_answer
+from builder.outcome import Outcome
+from builder.verifiers import LONGEST_TEXT, verify_answer
 
 # One row for each instruction: name, arguments, a text that follows it, a text that does not.
 CASES: list[tuple[str, dict[str, Any], str, str]] = [

@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builder.answers import extract_choice, extract_math, final_part, last_boxed
+from builder.outcome import Open, Outcome
 from builder.verifiers import (
-    Open,
-    Outcome,
     default_verifier,
     first_checks,
     math_verify_vote,
