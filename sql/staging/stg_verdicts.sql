@@ -1,6 +1,6 @@
 -- stg_verdicts
--- Purpose     Verdicts, and which one decides: that of the prompt's verifier, else the strictest one there is; a judge's
---             (a verifier named judge…) only where no other verifier gave one.
+-- Purpose     Verdicts, and which one decides: that of the prompt's verifier, else the strictest; a judge's (a verifier
+--             named judge…) only where no other verifier gave one.
 -- Inputs      verdicts (tables/verdicts), responses (response_id, prompt_id), prompts (prompt_id, verifier)
 -- Output      one row per reply and verifier: every column of table verdicts, and decides boolean (once per reply)
 -- Parameters  none
