@@ -21,12 +21,14 @@ from builder.store import Run, check_schema, write_parquet
 _MADE_FROM: Final = b"made_from"
 _TABLE: Final = "rejections"
 _FORMAT: Final = 1
-_DECIDED: Final = frozenset({"stg_rejections", "stg_selection", "survivors"})
+_CANDIDATES: Final = "stg_candidates"
+# Views read parts when they are asked, and nothing says what these hold; that one reads copied tables alone.
+_VIEWS: Final = frozenset(staged.name for staged in STAGED if staged.view) - {_CANDIDATES}
 _COPIED: Final = frozenset(staged.name for staged in STAGED if not staged.view)
 
 
 def made_from(plan: Plan, staged: Mapping[str, Any]) -> dict[str, str]:
-    """What decides each rule's rows, as a hash by the rule's name; Python and rules that read selections have none.
+    """What decides each rule's rows, as a hash by the rule's name; Python and rules that read other views have none.
 
     `staged` says what the tables of run.duckdb were made from (`builder.staging.sources`).
     """
@@ -42,9 +44,9 @@ def made_from(plan: Plan, staged: Mapping[str, Any]) -> dict[str, str]:
 
 def _tables(rule: SqlFile, staged: Mapping[str, Any]) -> dict[str, Any] | None:
     read = tables_of(rule) & staged.keys()
-    if read & _DECIDED:
+    if read & _VIEWS:
         return None
-    if "stg_candidates" in read:  # a view of the others
+    if _CANDIDATES in read:
         read |= _COPIED
     return {name: staged[name] for name in sorted(read | {"stg_responses"})}  # whose roles say which rows count
 

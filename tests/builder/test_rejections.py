@@ -68,9 +68,12 @@ def test_a_rule_runs_again_when_its_file_changed(tmp_path: Path, monkeypatch: py
     assert [row[0] for row in table(run)] == ["d"]
 
 
-def test_a_rule_that_reads_what_was_selected_always_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("view", ["grain_id from stg_selection", "response_id from stg_sentences"])
+def test_a_rule_that_reads_parts_of_tables_always_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, view: str
+) -> None:
     run, made = make_run(tmp_path / "run"), recipe(rules=["only.sql"])
-    here = own_rule(tmp_path, "response_id in (select grain_id from stg_selection)")
+    here = own_rule(tmp_path, f"response_id in (select {view})")
     select(run, made, recipe_dir=here)
     assert asked(run, made, monkeypatch, recipe_dir=here) == {"only"}
 
