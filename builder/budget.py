@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from builder.config import Prices, Teacher
+from builder.config import Teacher
 from builder.errors import BudgetError, UsageError
 from builder.identity import Message
 from builder.rescore import rescored_ids
 from builder.schema import PAID_ROLES
+from builder.section import Prices
 from builder.store import Run
 
 _TEMPLATE_TOKENS: Final = 256

@@ -318,8 +318,8 @@ def evaluate(
     samples: Annotated[int, typer.Option("--samples", min=1, help="Replies a question.")] = 1,
 ) -> None:
     """pass@1 of a model on questions with golds, with its 95% interval."""
-    from builder.config import PromptSource
     from builder.evaluate import evaluate as measure
+    from builder.section import PromptSource
     from builder.show import note, show_evaluation
 
     if not model:

@@ -16,10 +16,11 @@ import msgspec
 from openai import APIConnectionError, AsyncOpenAI, AsyncStream, DefaultAioHttpClient, Timeout
 from pydantic import ValidationError
 
-from builder.config import Endpoint, Teacher
+from builder.config import Teacher
 from builder.errors import EndpointError, FatalReply, UsageError
 from builder.flow import Flow, Gate
 from builder.room import Held, Room
+from builder.section import Endpoint
 
 # No total limit, but a silent connection ends. Replies are not streamed, so all of a reply's making is silence: two
 # hours are 65,536 tokens at 9 a second. Too long costs waiting, once; too short pays for the same tokens six times.

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import polars as pl
 
-from builder.config import Endpoint, PromptSource, Recipe, Teacher
+from builder.config import Recipe, Teacher
 from builder.errors import EndpointError, VerifyError
 from builder.generate import generate
 from builder.identity import canonical_json, sha256_hex
 from builder.models import model_sha256
 from builder.prompts import load_prompts, write_prompts
+from builder.section import Endpoint, PromptSource
 from builder.statistics import wilson_interval
 from builder.store import Run, write_text
 from builder.tally import Tally

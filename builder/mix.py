@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from builder.client import Client
-from builder.config import Endpoint, MixedPolicy, Recipe, Student, Teacher
+from builder.config import MixedPolicy, Recipe, Student, Teacher
 from builder.continuation import Continuing, prompt_tokens_of
 from builder.errors import MixError, UsageError
 from builder.identity import request_key, request_seed
@@ -35,6 +35,7 @@ from builder.rollout import (
     sampling_of_rollouts,
     student_label,
 )
+from builder.section import Endpoint
 from builder.store import Run, columns_table
 from builder.student import StudentTokenizer, student_messages
 from builder.wire import Wire

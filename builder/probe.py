@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from builder.client import Client, RefusedError, RejectedError
-from builder.config import Endpoint, Generation, Teacher
+from builder.config import Generation, Teacher
 from builder.continuation import ThinkTagPrefill, prompt_tokens_of, try_continuation
 from builder.errors import BuilderError, EndpointError, FatalReply
 from builder.prompt_logprobs import REQUESTS, read_echo
 from builder.reply import Reply, parse_reply
+from builder.section import Endpoint
 from builder.student import NoLogprobs
 from builder.text import canonical_text
 from builder.tokens import AlignError, align

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builder.collector import no_collection
-from builder.config import Gold, PromptSource, Recipe
+from builder.config import Recipe
 from builder.errors import SourceError
 from builder.identity import normalize_messages, normalized_prompt_id
+from builder.section import Gold, PromptSource
 from builder.store import Run, columns_table, where
 from builder.verifiers import default_verifier
 

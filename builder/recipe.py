@@ -7,8 +7,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from builder.config import Recipe, Section
+from builder.config import Recipe
 from builder.errors import UsageError
+from builder.section import Section
 
 
 def packaged_recipes() -> dict[str, Path]:

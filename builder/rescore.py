@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from builder.client import endpoints_of
-from builder.config import Endpoint, Recipe
+from builder.config import Recipe
 from builder.continuation import Harmony, ThinkTagCompletions
 from builder.errors import FatalReply, ScoreError
 from builder.models import teacher_tokenizer
 from builder.prefix import Prefix
 from builder.requests import messages_of
 from builder.scoring_server import TEST_TEXT, Outcome, ProofText, ScoringServer
+from builder.section import Endpoint
 from builder.store import Run, columns_table
 from builder.student import NoLogprobs
 from builder.text import THINK_CLOSE, THINK_OPEN

@@ -9,10 +9,10 @@ from typing import Any, Final
 import numpy as np
 
 from builder.client import Client, RefusedError, RetryableError
-from builder.config import Endpoint
 from builder.errors import EndpointError, FatalReply, ScoreError
 from builder.flow import backoff_s
 from builder.prompt_logprobs import REQUESTS, Way, read_echo, read_logprobs
+from builder.section import Endpoint
 from builder.student import NoLogprobs
 from builder.windows import Row, Windowed, sizes, windows
 

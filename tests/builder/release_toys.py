@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from score_toys import logprobs, prompt, reply
 
-from builder.config import Endpoint, Recipe, Selection, Stage, Student, Teacher
+from builder.config import Recipe, Selection, Stage, Student, Teacher
 from builder.models import student_id
 from builder.release import read_manifest
 from builder.resources import resource
+from builder.section import Endpoint
 from builder.selection import SelectionResult, select
 from builder.store import Run, columns_table
 

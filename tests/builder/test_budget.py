@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from score_toys import reply
 
 from builder.budget import Budget, BudgetSpent, open_budget
-from builder.config import Prices, Teacher
+from builder.config import Teacher
 from builder.errors import UsageError
+from builder.section import Prices
 from builder.store import Run, columns_table
 
 ASKED = [{"role": "user", "content": "x" * 100}]

@@ -11,8 +11,9 @@ from endpoint import DROP, endpoint, reply_to
 
 from builder import client as clients
 from builder.client import AbsentError, BusyError, Client, RefusedError, RejectedError, RetryableError, endpoints_of
-from builder.config import Endpoint, Teacher
+from builder.config import Teacher
 from builder.errors import EndpointError, FatalReply, UsageError
+from builder.section import Endpoint
 
 PAYLOAD = {"model": "toy", "messages": [{"role": "user", "content": "q?"}], "max_tokens": 9}
 WIRE_FILE = Path(__file__).parents[1] / "data/wire_replies.jsonl"

@@ -11,13 +11,14 @@ import pytest
 from proxy import Ask, Json, Spoil, proxy
 from score_toys import REPLIES, byte_level, make_run, prompt, recipe, save_student
 
-from builder.config import Endpoint, Student
+from builder.config import Student
 from builder.endpoint_student import EndpointStudent
 from builder.errors import ScoreError
 from builder.local_server import running_server
 from builder.local_student import LocalStudent
 from builder.prompt_logprobs import read_echo
 from builder.score import score
+from builder.section import Endpoint
 from builder.student import NoLogprobs
 from builder.windows import Row
 

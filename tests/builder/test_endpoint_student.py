@@ -13,7 +13,7 @@ from proxy import Ask, Json, Spoil, proxy
 from score_toys import CHATML, REPLIES, byte_level, make_run, prompt, recipe, reply, save_student
 
 from builder import scoring_server
-from builder.config import Endpoint, Recipe, Student
+from builder.config import Recipe, Student
 from builder.endpoint_student import EndpointStudent
 from builder.errors import ScoreError
 from builder.local_server import running_server
@@ -21,6 +21,7 @@ from builder.local_student import LocalStudent
 from builder.models import student_id
 from builder.prompt_logprobs import read_logprobs
 from builder.score import score
+from builder.section import Endpoint
 from builder.store import Run
 from builder.student import NoLogprobs
 from builder.windows import Row

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from endpoint import endpoint
 
-from builder.config import PromptSource, Recipe
+from builder.config import Recipe
 from builder.errors import EndpointError, VerifyError
 from builder.evaluate import evaluate
+from builder.section import PromptSource
 from builder.store import Run
 
 

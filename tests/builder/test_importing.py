@@ -14,13 +14,14 @@ import pytest
 from score_toys import TEACHER, save_student
 
 from builder import import_run, importing
-from builder.config import Endpoint, Recipe, Selection, Student, Teacher
+from builder.config import Recipe, Selection, Student, Teacher
 from builder.errors import SourceError, UsageError
 from builder.import_result import Declared, ImportResult, show_imported
 from builder.importing import import_files
 from builder.local_server import running_server
 from builder.release import release
 from builder.score import score
+from builder.section import Endpoint
 from builder.selection import select
 from builder.store import Run, columns_table
 from builder.verify import verify

@@ -15,7 +15,7 @@ from score_toys import CHATML, REPLIES, byte_level, logprobs, make_run, prompt, 
 from builder import rescore as rescoring
 from builder import scoring_server, windows
 from builder.budget import open_budget
-from builder.config import Endpoint, Generation, Recipe, Student, Teacher
+from builder.config import Generation, Recipe, Student, Teacher
 from builder.console import Reporter
 from builder.errors import BudgetError, ScoreError
 from builder.local_server import running_server
@@ -23,6 +23,7 @@ from builder.local_student import LocalStudent
 from builder.pipeline import Limits, Steps
 from builder.rescore import Rescored, check_rescoring, rescorable, tokens_to_rescore
 from builder.score import score
+from builder.section import Endpoint
 from builder.store import Run
 
 torch.set_num_threads(1)

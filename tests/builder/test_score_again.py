@@ -11,11 +11,12 @@ from proxy import proxy
 from score_toys import CHATML, REPLIES, make_run, recipe, reply, save_student
 
 from builder import scoring_server
-from builder.config import Endpoint, Recipe, Selection, Student
+from builder.config import Recipe, Selection, Student
 from builder.errors import ScoreError
 from builder.local_server import running_server
 from builder.models import quantisation
 from builder.score import score
+from builder.section import Endpoint
 from builder.selection import select
 from builder.store import Run
 

@@ -12,11 +12,12 @@ from score_toys import make_run, prompt, recipe, reply
 from transformers import AutoModelForCausalLM
 
 from builder import scoring_server, windows
-from builder.config import Endpoint, Recipe, Student
+from builder.config import Recipe, Student
 from builder.endpoint_student import EndpointStudent
 from builder.local_server import running_server
 from builder.local_student import LocalStudent
 from builder.score import score
+from builder.section import Endpoint
 from builder.store import Run
 from builder.student import NoLogprobs
 from builder.windows import Row, Windowed, sizes

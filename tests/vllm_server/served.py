@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from builder.client import Client
-from builder.config import Endpoint
+from builder.section import Endpoint
 
 
 @dataclass(frozen=True)

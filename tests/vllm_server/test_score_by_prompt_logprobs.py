@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from builder import scoring_server, windows
-from builder.config import Endpoint, Student
+from builder.config import Student
 from builder.endpoint_student import EndpointStudent
 from builder.local_student import LocalStudent
 from builder.prompt_logprobs import REQUESTS
+from builder.section import Endpoint
 from builder.student import NoLogprobs, Rendered, StudentTokenizer
 from builder.text import split_reasoning
 from builder.toy.task import problems, reply

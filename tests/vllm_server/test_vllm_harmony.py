@@ -8,12 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from builder.config import Endpoint, MixedPolicy, Recipe
+from builder.config import MixedPolicy, Recipe
 from builder.continuation import Harmony, continuing
 from builder.generate import send
 from builder.identity import prompt_id, request_key
 from builder.prefix import Prefix
 from builder.requests import Request
+from builder.section import Endpoint
 from builder.store import Run
 from builder.text import split_reasoning
 from builder.toy.task import Problem, problems, reply

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from served import Served
 
-from builder.config import Endpoint, Generation, Recipe, Teacher
+from builder.config import Generation, Recipe, Teacher
 from builder.identity import prompt_id
 from builder.reply import parse_reply
 from builder.rescore import rescorable, rescore
+from builder.section import Endpoint
 from builder.store import Run, columns_table
 from builder.tokens import align
 from builder.toy.task import problems
