@@ -10,87 +10,94 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from jinja2 import StrictUndefined, Template
+from rich.console import Console
+from rich.text import Text
+from typer import Option
 
-from trainer.errors import TrainerError
+from trainer.errors import RecipeError, TrainerError
 
 about = "Train a student on a release of `builder`, stage by stage, in the order that its manifest gives."
 app = typer.Typer(help=about, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-Dataset = Annotated[str, typer.Option(help="A release, a folder of plain rows, or `org/name@vN` on the Hub.")]
-Model = Annotated[str, typer.Option(help="The student: a directory or a Hub model.")]
-Output = Annotated[Path, typer.Option(help="Where stages go: DIR/<n>-<stage>/, DIR/final.")]
-Recipe = Annotated[str, typer.Option(help="A YAML file or a packaged recipe.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="`defaults.KEY=VALUE`, `stages.STAGE.KEY=VALUE` …")]
-Until = Annotated[str | None, typer.Option(metavar="STAGE", help="Last stage to train.")]
-From = Annotated[str | None, typer.Option("--from", metavar="STAGE", help="First stage; earlier ones are in --output.")]
-Revision = Annotated[str | None, typer.Option(help="Tag, branch or commit of a Hub model; recorded as commit.")]
-Drop = Annotated[bool, typer.Option("--drop-too-long", help="Leave out rows longer than max_length.")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Add the traceback to an error.")]
-Show = Annotated[int, typer.Option(min=0, metavar="K", help="Print K rendered rows of each stage.")]
-Push = Annotated[str | None, typer.Option("--push-to-hub", metavar="ORG/NAME", help="Upload the last stage.")]
+PLAN = Path(__file__).parent / "plan.txt.jinja"
+HEAD, TAIL = 160, 40  # tokens shown of each end of a long part
+OVERRIDES = typer.Argument(metavar="KEY=VALUE", help="`defaults.KEY=VALUE`, `stages.STAGE.KEY=VALUE` …")
 
 
-@app.command()
-def plan(
-    dataset: Dataset, model: Model, output: Output, recipe: Recipe = "sft", overrides: Overrides = None,
-    *, first: From = None, until: Until = None, model_revision: Revision = None, drop_too_long: Drop = False,
-    show: Show = 0, as_json: Json = False, quiet: Quiet = False, debug: Debug = False,
-) -> None:  # fmt: skip
-    """Print the schedule: rows, tokens, steps, what is done already, what to know. Trains nothing."""
-    _hush(quiet)
-    from rich.console import Console
-
-    from trainer import plan as planning
-    from trainer import show as printing
-
-    options: dict[str, Any] = {"first": first, "until": until, "drop_too_long": drop_too_long, "weights": False}
-    job = planning.prepare(dataset, model, output, recipe, overrides or (), model_revision=model_revision, **options)
-    with tempfile.TemporaryDirectory() as folder:
-        trained = [stage for stage in job.asked if stage.kind == planning.TRAINED]
-        rows = {stage.name: planning.rendered(job, stage, Path(folder)) for stage in trained}
-        content = planning.report(job, rows)
-        if as_json:
-            print(json.dumps(content, indent=2, ensure_ascii=False))
-            return
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-        printing.plan(console, content)
-        for name, rendered in rows.items():
-            shown = rendered.dataset().select(range(min(show, len(rendered.order))))
-            for number, row in enumerate(shown, start=1):
-                title = f"{name}, row {number} of {len(rendered.order):,}"
-                printing.row(console, job.renderer.tokenizer, title, row["input_ids"], row["labels"])
-
-
-@app.command()
-def run(
-    dataset: Dataset, model: Model, output: Output, recipe: Recipe = "sft", overrides: Overrides = None,
-    *, first: From = None, until: Until = None, model_revision: Revision = None, drop_too_long: Drop = False,
-    push_to_hub: Push = None, as_json: Json = False, quiet: Quiet = False, debug: Debug = False,
-) -> None:  # fmt: skip
-    """Train every stage in order; a rerun goes on where the last one stopped."""
+@app.command("plan", help="Print the schedule: rows, tokens, steps, what is done, what to know. Trains nothing.")
+@app.command("run", help="Train every stage in order; a rerun goes on where the last one stopped.")
+def command(
+    context: typer.Context,
+    dataset: Annotated[str, Option(help="A release, a folder of plain rows, or `org/name@vN` on the Hub.")],
+    model: Annotated[str, Option(help="The student: a directory or a Hub model.")],
+    output: Annotated[Path, Option(help="Where stages go: DIR/<n>-<stage>/, DIR/final.")],
+    recipe: Annotated[str, Option(help="A YAML file or a packaged recipe.")] = "sft",
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
+    first: Annotated[
+        str | None, Option("--from", metavar="STAGE", help="First stage; --output has the others.")
+    ] = None,
+    until: Annotated[str | None, Option(metavar="STAGE", help="Last stage.")] = None,
+    model_revision: Annotated[str | None, Option(help="Of a Hub model; recorded as commit.")] = None,
+    drop_too_long: Annotated[bool, Option("--drop-too-long", help="Leave out rows longer than max_length.")] = False,
+    rows: Annotated[int, Option("--show", min=0, metavar="K", help="plan: print K rendered rows of each stage.")] = 0,
+    push: Annotated[str | None, Option("--push-to-hub", metavar="ORG/NAME", help="run: upload the last.")] = None,
+    as_json: Annotated[bool, Option("--json", help="Machine-readable result on stdout.")] = False,
+    quiet: Annotated[bool, Option("--quiet", help="No progress.")] = False,
+    debug: Annotated[bool, Option("--debug", help="Add the traceback to an error.")] = False,
+) -> None:
+    trains = context.info_name == "run"
+    if rows if trains else push:
+        raise RecipeError("--show is an option of `trainer plan`, --push-to-hub one of `trainer run`.")
+    if quiet or not sys.stderr.isatty():  # the libraries read this when they are imported
+        os.environ |= {"TQDM_DISABLE": "1"} | ({"TRANSFORMERS_VERBOSITY": "error"} if quiet else {})
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result alone
-        _hush(quiet)
-        from trainer import lineage, train
-        from trainer import plan as planning
+        from trainer import lineage, plan, train
 
-        options: dict[str, Any] = {"first": first, "until": until, "drop_too_long": drop_too_long}
-        job = planning.prepare(
-            dataset, model, output, recipe, overrides or (), model_revision=model_revision, **options
-        )
-        finished = train.run(job, quiet=quiet)
-        if os.environ.get("RANK", "0") != "0":  # of the processes of a distributed run the first reports
+        where: dict[str, Any] = {"first": first, "until": until, "model_revision": model_revision, "weights": trains}
+        where |= {"drop_too_long": drop_too_long, "quiet": quiet}
+        job = plan.Job(dataset, model, output, recipe, overrides or (), **where)
+        finished = train.run(job) if trains else []
+        if trains and os.environ.get("RANK", "0") != "0":  # of the processes of a distributed run the first reports
             return
-        pushed = lineage.push(push_to_hub, finished[-1].directory) if push_to_hub else None
-    if as_json:
+        pushed = lineage.push(push, finished[-1].directory) if push else None
+    if not trains:
+        show(job, rows, as_json)
+    elif as_json:
         stages = [stage._asdict() | {"directory": str(stage.directory)} for stage in finished]
-        result = {"stages": stages, "final": str(output / "final"), "pushed": pushed}
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        print(json.dumps({"stages": stages, "final": str(output / "final"), "pushed": pushed}, indent=2))
     elif not quiet:
         for stage in finished:
             print(f"{stage.directory}  {'trained' if stage.trained else 'was there'}, loss {stage.train_loss:.4f}")
         print(f"{output / 'final'} -> {finished[-1].directory.name}" + (f"  {pushed}" if pushed else ""))
+
+
+def show(job: Any, number: int, as_json: bool) -> None:
+    """Print the plan, and the first rows of each stage as they are trained."""
+    from trainer import plan
+
+    with tempfile.TemporaryDirectory() as folder:
+        rows = {stage.name: plan.rendered(job, stage, Path(folder))[0] for stage in job.asked}
+        content = plan.report(job, {name: counts for name, (_, counts) in rows.items()})
+        if as_json:
+            return print(json.dumps(content, indent=2, ensure_ascii=False))
+        print(Template(PLAN.read_text(encoding="utf-8"), undefined=StrictUndefined).render(content))
+        console = Console(highlight=False)
+        for name, (tokens, _) in rows.items() if number else ():
+            show_rows(console, job.renderer.tokenizer, name, tokens, number)
+
+
+def show_rows(console: Console, tokenizer: Any, stage: str, dataset: Any, number: int) -> None:
+    """Masked tokens dim and trained ones green, in brackets where there is no colour."""
+    for row, (ids, labels) in enumerate(zip(*dataset[:number].values(), strict=True), start=1):
+        cut = sum(label < 0 for label in labels)  # masked: -100
+        title = f"\n{stage}, row {row} of {len(dataset):,}: {cut:,} tokens masked, {len(ids) - cut:,} trained\n"
+        text = Text(title, "bold")
+        for name, style, tokens in (("masked", "dim", ids[:cut]), ("trained", "green", ids[cut:])):
+            hidden = len(tokens) - HEAD - TAIL
+            ends = [tokens] if hidden <= 0 else [tokens[:HEAD], tokens[-TAIL:]]
+            shown = f" … {hidden:,} tokens … ".join(tokenizer.decode(part) for part in ends)
+            text.append(shown if console.is_terminal else f"[{name}]{shown}[/{name}]", style)
+        console.print(text, soft_wrap=True)
 
 
 def main() -> None:
@@ -100,27 +107,12 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        message, code = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}", 1
-        if isinstance(error, TrainerError):
-            code = error.exit_code
-        elif isinstance(error, ModuleNotFoundError):
-            message = f"Unexpected {message}. Training needs it: pip install 'tempered[train]'."
-        else:
-            message = f"Unexpected {message}. Finished stages are kept; --debug shows where it happened."
-        print(message, file=sys.stderr)
-        sys.exit(code)
-
-
-def _hush(quiet: bool) -> None:
-    """Keep the libraries' progress bars and warnings off a quiet run."""
-    import datasets
-    import transformers
-
-    if quiet or not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-        transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    if quiet:
-        transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        said, known = f"{type(error).__name__}: {' '.join(str(error).split())}", isinstance(error, TrainerError)
+        advice = "Finished stages are kept; --debug shows where it happened."
+        if isinstance(error, ModuleNotFoundError):
+            advice = "Training needs it: pip install 'tempered[train]'."
+        print(said if known else f"Unexpected {said}. {advice}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 1))
 
 
 if __name__ == "__main__":

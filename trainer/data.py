@@ -1,12 +1,11 @@
 """Find the dataset, prove that it is the one its manifest describes, read its rows. Fails closed."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
@@ -14,24 +13,24 @@ from pydantic import BaseModel, ValidationError
 from trainer.errors import ModelError, ReleaseError
 from trainer.schedule import Stage
 
-FORMAT, MANIFEST = 1, ".builder/manifest.json"
-MESSAGES = r"(large_)?list<.*: struct<(?=.*\brole: )(?=.*\bcontent: ).*"
-TURNS = {"prompt": MESSAGES, "completion": MESSAGES}
-# Columns of an sft stage, as far as training reads them, with Arrow types that serve.
-COLUMNS = TURNS | {"position": r"u?int\d+", "response_id": "(large_)?string"}
-PREFIX = {"prefix_chars": r"u?int\d+"}  # with mask_prefix: characters of the completion that a student wrote
+MANIFEST = ".builder/manifest.json"
+# Columns of an sft stage, as far as training reads them, with Arrow types that serve. `prefix_chars`, with mask_prefix:
+# how many characters of the completion a student wrote.
+UNREAD = ("data/candidates/", "data/logprobs/")  # stay on the Hub
+MESSAGES, NUMBER = r"(large_)?list<.*: struct<(?=.*\brole: )(?=.*\bcontent: ).*", r"u?int\d+"
+TURNS, PREFIX = {"prompt": MESSAGES, "completion": MESSAGES}, {"prefix_chars": NUMBER}
+COLUMNS = TURNS | {"position": NUMBER, "response_id": "(large_)?string"}
 
 
 class File(BaseModel):
     path: str
     sha256: str
-    bytes: int
-    rows: int | None
 
 
 class Manifest(BaseModel):
     """The part of the manifest that training reads; `data_cards/manifest.schema.json` has the whole."""
 
+    format: Literal[1] = 1
     version: str
     build_id: str
     rollout: dict[str, str | None] | None = None  # the student that wrote the beginnings of mixed rows
@@ -47,88 +46,81 @@ class Release:
     manifest: Manifest
     plain: Any = None  # a `datasets.DatasetDict`, where there is no manifest: one stage, rows in file order
 
-    @property
-    def origin(self) -> dict[str, str | None]:
-        return {"source": self.source, "commit": self.commit} | self.manifest.model_dump(
-            include={"version", "build_id"}
-        )
-
-    def files(self, config: str, split: str = "train") -> list[File]:
+    def files(self, config: str, split: str = "train") -> list[Path]:
         """Parquet files of one split of a config, in order."""
         match = re.compile(rf"data/{re.escape(config)}/{split}-\d+-of-\d+\.parquet").fullmatch
-        return sorted((file for file in self.manifest.files if match(file.path)), key=lambda file: file.path)
+        return [self.root / path for path in sorted(file.path for file in self.manifest.files) if match(path)]
 
 
 def resolve(dataset: str) -> Release:
     """The verified release behind a directory or `org/name@revision`, or a plain dataset that has no manifest."""
-    hub, root, commit = re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", dataset), Path(dataset), None
+    root, commit, hub = Path(dataset), None, re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", dataset)
+    if hub and not root.is_dir():
+        root, commit = fetch(hub[1], hub[2], "dataset", ignore_patterns=[f"{folder}*" for folder in UNREAD])
     if not root.is_dir():
-        if not hub:
-            raise ReleaseError(f"{dataset} is neither a release directory nor `org/name@vN`, with its version.")
-        # One commit, and that alone: `load_dataset` falls back to any cached version when the Hub is away.
-        root, commit = fetch(hub[1], hub[2], "dataset", [MANIFEST])
+        raise ReleaseError(f"{dataset} is neither a release directory nor `org/name@vN`, with its version.")
+    source = dataset if commit else root.resolve().name  # for records: not where it lies on this machine
     if not (root / MANIFEST).is_file():
-        patterns = ["*.parquet", "*.jsonl"]
-        return _plain(fetch(hub[1], commit, "dataset", patterns)[0] if hub and commit else root, dataset, commit)
-    manifest = _manifest(root / MANIFEST)
-    wanted = manifest.files
-    if hub and commit:  # configs that no stage trains on stay there
-        trained = tuple(f"data/{stage.config}/" for stage in manifest.schedule)
-        wanted = [f for f in wanted if f.path.startswith(trained) or not f.path.startswith("data/")]
-        root, _ = fetch(hub[1], commit, "dataset", [MANIFEST, *(file.path for file in wanted)])
-    for file in wanted:
-        _verify(root, file)
-    return Release(root, dataset, commit, manifest)
+        return _plain(root, source, commit)
+    try:
+        manifest = Manifest.model_validate_json((root / MANIFEST).read_bytes())
+    except ValidationError as error:
+        reason = f"{'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg'].lower()}"
+        raise ReleaseError(f"{root / MANIFEST} is not a manifest that this version reads ({reason}).") from error
+    for file in manifest.files:
+        if not commit or not file.path.startswith(UNREAD):
+            _verify(root, file)
+    return Release(root, source, commit, manifest)
 
 
 def check_stage(release: Release, stage: Stage, mask_prefix: bool = False, held_out: bool = False) -> None:
-    """Refuse a stage without rows, with other rows than the manifest says, or without the columns that it needs."""
-    files, held = release.files(stage.config), release.files(stage.config, "validation") if held_out else []
-    rows = sum(file.rows or 0 for file in files) if release.plain is None else release.plain["train"].num_rows
+    """Refuse a stage with other rows than the manifest says or none, or without the columns that it needs."""
+    plain, files = release.plain, release.files(stage.config)
+    held = release.files(stage.config, "validation") if held_out else []
+    rows = plain["train"].num_rows if plain else sum(pq.read_metadata(path).num_rows for path in files)
     if rows == 0 or rows != stage.rows:
-        told = f"Stage {stage.name} holds {rows:,} rows, the schedule says {stage.rows:,}"
-        raise ReleaseError(f"{told}. A stage needs rows, and all of them: build the release again.")
+        raise ReleaseError(f"Stage {stage.name} holds {rows:,} rows, the schedule says {stage.rows:,}. Build it again.")
     if held_out and not held:
-        lacks = f"{release.source} has no data/{stage.config}/validation-*.parquet to evaluate stage {stage.name} on"
-        raise ReleaseError(f"{lacks}. Choose a release with held-out prompts, or set eval_strategy to no.")
-    schemas = {file.path: pq.read_schema(release.root / file.path) for file in files + held}
-    schemas |= {} if release.plain is None else {release.source: release.plain["train"].features.arrow_schema}
-    for path, schema in schemas.items() if stage.kind == "sft" else ():
-        columns = COLUMNS if release.plain is None else {"messages": MESSAGES} if "messages" in schema.names else TURNS
-        columns = columns | (PREFIX if mask_prefix else {})
-        found = {name: str(schema.field(name).type) if name in schema.names else "missing" for name in columns}
-        if wrong := [f"{name}: {kind}" for name, kind in found.items() if not re.fullmatch(columns[name], kind)]:
-            raise ReleaseError(
-                f"{path} has the wrong columns ({', '.join(wrong)}). An sft stage needs prompt and completion as lists "
-                "of {role, content}, position as integer, response_id as string, and prefix_chars as integer if "
-                "mask_prefix is on; without a manifest only prompt and completion, or messages. Build it again."
+        told = f"{release.source} has no data/{stage.config}/validation-*.parquet"
+        raise ReleaseError(f"{told}. Choose a release with held-out prompts, or set eval_strategy to no.")
+    schemas = {path: pq.read_schema(path) for path in files + held if stage.kind == "sft"}
+    for path, schema in (schemas | ({release.root: plain["train"].features.arrow_schema} if plain else {})).items():
+        needed = ({"messages": MESSAGES} if "messages" in schema.names else TURNS) if plain else COLUMNS
+        needed = needed | (PREFIX if mask_prefix else {})
+        found = {name: str(schema.field(name).type) if name in schema.names else "missing" for name in needed}
+        if wrong := [f"{name}: {kind}" for name, kind in found.items() if not re.fullmatch(needed[name], kind)]:
+            told = (
+                f"{path} has the wrong columns ({', '.join(wrong)}). An sft stage needs prompt and completion as lists"
             )
-    trained = [file for other in release.manifest.schedule for file in release.files(other.config)] if held else []
-    if both := _prompts(release, held) & _prompts(release, trained):
-        told = f"{len(both):,} held-out prompts of stage {stage.name} are trained on too, {min(both)} among them"
-        raise ReleaseError(f"{told}: their loss would say nothing. Build the release again, split by prompt.")
+            told += (
+                " of {role, content}, position, response_id, and prefix_chars if mask_prefix is on; without a manifest"
+            )
+            raise ReleaseError(f"{told} prompt and completion, or messages. Build it again.")
+    trained = [path for other in release.manifest.schedule for path in release.files(other.config)] if held else []
+    if both := values(held, "prompt_id") & values(trained, "prompt_id"):
+        raise ReleaseError(
+            f"{len(both):,} prompts held out of {stage.name} are trained on, as {min(both)}: split anew."
+        )
+
+
+def values(files: list[Path], column: str) -> set[Any]:
+    """What a column of these files holds; nothing where they have none of that name."""
+    return {value for path in files for value in pq.ParquetFile(path).read([column]).to_pydict().get(column, ())}
 
 
 def read(release: Release, config: str, mask_prefix: bool = False, split: str = "train") -> Iterator[list[Any]]:
     """Rows of a config in file order, a bounded batch at a time; with `prefix_chars` only to mask prefixes."""
-    for file in release.files(config, split):
-        with pq.ParquetFile(release.root / file.path) as parquet:
-            for batch in parquet.iter_batches(512, columns=[*COLUMNS, *(PREFIX if mask_prefix else ())]):
-                yield batch.to_pylist()
+    for path in release.files(config, split):
+        for batch in pq.ParquetFile(path).iter_batches(512, columns=[*COLUMNS, *(PREFIX if mask_prefix else ())]):
+            yield batch.to_pylist()
     number = 0
-    for batch in () if release.plain is None else release.plain[split].with_format("arrow").iter(512):
-        for row in (rows := batch.to_pylist()):
-            number += 1
-            turns = row.pop("messages", None) or []
-            row.update({"position": number, "response_id": f"number {number:,}"})
-            row.update({} if "prompt" in row else {"prompt": turns[:-1], "completion": turns[-1:]})
+    for table in release.plain[split].with_format("arrow").iter(512) if release.plain else ():
+        rows = table.to_pylist()
+        for row in rows:
+            number, turns = number + 1, row.get("messages") or []
+            named = {"position": number, "response_id": f"number {number:,}"}
+            row.update({"prompt": turns[:-1], "completion": turns[-1:]} | row | named)
         yield rows
-
-
-def holds_rollouts(release: Release, config: str) -> bool:
-    """Whether some rows of a config begin with what a student wrote."""
-    tables = (pq.ParquetFile(release.root / file.path).read(["policy"]) for file in release.files(config))
-    return any("mixed" in table.to_pydict().get("policy", ()) for table in tables)
 
 
 def sha256_of(path: Path) -> str:
@@ -136,19 +128,24 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def fetch(repo: str, revision: str | None, repo_type: str, patterns: list[str]) -> tuple[Path, str]:
-    """Matching files of a Hub repository, at the commit behind a tag, branch or commit; and that commit."""
+def sha256_in(directory: Path, *patterns: str) -> str:
+    """What `sha256sum FILES | sha256sum` prints in that directory."""
+    files = sorted({path for pattern in patterns for path in directory.glob(pattern)})
+    return hashlib.sha256("".join(f"{sha256_of(path)}  {path.name}\n" for path in files).encode()).hexdigest()
+
+
+def fetch(repo: str, revision: str | None, repo_type: str, **patterns: Any) -> tuple[Path, str]:
+    """Files of a Hub repository at the commit behind a tag, branch or commit, and that commit; never a stale copy."""
     from huggingface_hub import HfApi, snapshot_download
 
     try:
         commit = str(HfApi().resolve_revision(repo, repo_type=repo_type, revision=revision).resolved)
-        return Path(snapshot_download(repo, repo_type=repo_type, revision=commit, allow_patterns=patterns)), commit
+        return Path(snapshot_download(repo, repo_type=repo_type, revision=commit, **patterns)), commit
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise (ReleaseError if repo_type == "dataset" else ModelError)(
-            f"Cannot get {repo_type} {repo} at {revision or 'its default branch'}: {reason}. Check the name, the "
-            "version, the network, and HF_TOKEN if it is private."
-        ) from error
+        told = f"Cannot get {repo_type} {repo} at {revision or 'its default branch'}: {reason}. Check the name, the"
+        refused = ReleaseError if repo_type == "dataset" else ModelError
+        raise refused(f"{told} version, the network, and HF_TOKEN if it is private.") from error
 
 
 def _plain(root: Path, source: str, commit: str | None) -> Release:
@@ -161,40 +158,16 @@ def _plain(root: Path, source: str, commit: str | None) -> Release:
     except Exception as error:
         why = f"nor can it be read as a plain dataset with a split train ({' '.join(str(error).split())})"
         raise ReleaseError(f"{root} has no {MANIFEST}, so it is not a release, {why}.") from error
-    files = sorted(path for pattern in ("*.parquet", "*.jsonl") for path in root.rglob(pattern))
-    digest = hashlib.sha256("".join(sha256_of(path) for path in files).encode()).hexdigest()
+    digest = sha256_in(root, "**/*.parquet", "**/*.jsonl")
     stage = {"stage": "train", "config": "train", "kind": "sft", "init": "base", "rowset_hash": digest, "rows": rows}
     schedule = [Stage.model_validate(stage | {"tokens": None, "epochs": None})]
     return Release(root, source, commit, Manifest(version="-", build_id=digest, files=[], schedule=schedule), splits)
-
-
-def _prompts(release: Release, files: list[File]) -> set[Any]:
-    paths = [release.root / file.path for file in files]
-    named = [path for path in paths if "prompt_id" in pq.read_schema(path).names]  # preference pairs have none
-    return {prompt for path in named for prompt in pq.read_table(path, columns=["prompt_id"])["prompt_id"].to_pylist()}
-
-
-def _manifest(path: Path) -> Manifest:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if (number := content.get("format")) != FORMAT:
-            raise ReleaseError(f"{path} has format {number!r}; this version reads format {FORMAT}. Use a newer one.")
-        return Manifest.model_validate(content)
-    except (ValueError, AttributeError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}" if first else str(error)
-        raise ReleaseError(f"{path} is not a manifest ({reason}). Get the release again.") from error
 
 
 def _verify(root: Path, file: File) -> None:
     path = root / file.path
     if {"/", ".."} & {*PurePosixPath(file.path).parts} or not path.is_file():
         raise ReleaseError(f"The manifest lists {file.path}, which is not a file in {root}. Get the release again.")
-    found, size = sha256_of(path), path.stat().st_size
-    if (found, size) != (file.sha256, file.bytes):
-        told = f"sha256 {found} ({size:,} bytes), the manifest expects {file.sha256} ({file.bytes:,} bytes)"
-        raise ReleaseError(
-            f"{file.path} was altered: {told}. Get the release again, or build a new one to change rows."
-        )
-    if file.rows is not None and (rows := pq.read_metadata(path).num_rows) != file.rows:
-        raise ReleaseError(f"{file.path} holds {rows:,} rows, the manifest expects {file.rows:,}. Build it again.")
+    if (found := sha256_of(path)) != file.sha256:
+        told = f"sha256 {found}, the manifest expects {file.sha256}"
+        raise ReleaseError(f"{file.path} was altered: {told}. Get the release again; to change rows, build a new one.")

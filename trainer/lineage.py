@@ -1,6 +1,5 @@
 """What a stage directory says about itself, and how it comes to be: whole or not at all."""
 
-import hashlib
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from jinja2 import StrictUndefined, Template
 from trainer import config, data
 from trainer.errors import ModelError, StageError
 
+Record = dict[str, Any]
 RECORD, STARTED = "training.json", "started.json"  # of a finished stage, of an unfinished one
 CARD = Path(__file__).parent / "card.md.jinja"
 TOKENIZER = ("*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "special_tokens_map.json")
@@ -32,80 +32,64 @@ def resolve_base(model: str, revision: str | None, weights: bool) -> Base:
     path, commit = Path(model), None
     if not path.is_dir() or revision is not None:
         if path.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-            named = f"{model} at {revision}"
-            raise ModelError(f"{named} is neither a directory (without revision) nor a Hub model `org/name`.")
+            raise ModelError(f"{model} at {revision} is neither a directory, which has none, nor a Hub model org/name.")
         patterns = ["*.json", "*.jinja", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
-        path, commit = data.fetch(model, revision, "model", patterns)
+        path, commit = data.fetch(model, revision, "model", allow_patterns=patterns)
     here = weights or any(path.glob("*.safetensors"))
-    return Base(model, commit, path, weights_sha256(path) if here else None)
+    return Base(model if commit else path.resolve().name, commit, path, weights_sha256(path) if here else None)
 
 
 def weights_sha256(directory: Path) -> str:
-    """What `sha256sum *.safetensors | sha256sum` prints in that directory."""
     if not any(directory.glob("*.safetensors")):
         raise ModelError(f"{directory} has no *.safetensors weights. Save the model with `save_pretrained`.")
-    return sha256_of(directory, "*.safetensors")
+    return data.sha256_in(directory, "*.safetensors")
 
 
-def sha256_of(directory: Path, *patterns: str) -> str:
-    files = sorted({path for pattern in patterns for path in directory.glob(pattern)})
-    return hashlib.sha256("".join(f"{data.sha256_of(path)}  {path.name}\n" for path in files).encode()).hexdigest()
-
-
-def read(directory: Path) -> dict[str, Any] | None:
+def read(directory: Path) -> Record | None:
     """The record of a finished stage, None where there is none."""
-    try:
-        record = json.loads((directory / RECORD).read_text(encoding="utf-8")) if directory.exists() else None
-        return record and {"weights_sha256": record["weights_sha256"], "settings": record["settings"]} | record
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise StageError(f"{directory} is no stage of ours: {error!r}. Choose another --output.") from error
+    record: Record | None = _json(directory / RECORD)
+    if directory.exists() and not (isinstance(record, dict) and {"weights_sha256", "settings"} <= record.keys()):
+        raise StageError(f"{directory} is no stage of ours: it has no whole {RECORD}. Choose another --output.")
+    return record
 
 
-def differences(record: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+def differences(record: Record, wanted: Record) -> list[str]:
     """What a stage was trained with that is now asked otherwise. A wanted None is not known yet."""
     then, now = record["settings"], wanted["settings"]
-    changed = sorted(name for name in {*then, *now} - config.COSMETIC if then.get(name) != now.get(name))
+    changed = sorted(
+        name for name in {*then, *now} - {*config.ARGUMENTS["cosmetic"]} if then.get(name) != now.get(name)
+    )
     found = [f"{name} {then.get(name)!r}, now {now.get(name)!r}" for name in changed]
     return found + [k for k, v in wanted.items() if k != "settings" and v is not None and record.get(k) != v]
 
 
 def start(partial: Path, wanted: dict[str, Any]) -> Path | None:
-    """Keep of an unfinished stage what the very same one can go on from: its newest whole checkpoint, else None.
-
-    transformers writes trainer_state.json last, and random states only beside an optimizer.
-    """
+    """Keep of an unfinished stage what the very same one can go on from: its newest whole checkpoint, else None."""
     if (before := _json(partial / STARTED)) is None or differences(before, wanted):
-        discard(partial)
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         (partial / STARTED).write_text(json.dumps(wanted), encoding="utf-8")
     found = sorted(partial.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    # transformers writes trainer_state.json last, and random states only beside an optimizer.
     whole = [path for path in found if _json(path / "trainer_state.json") and any(path.glob("rng_state*"))]
     for path in {*found} - {*whole}:
-        discard(path)
+        shutil.rmtree(path)
     return whole[-1] if whole else None
 
 
 def commit(partial: Path, directory: Path, record: dict[str, Any]) -> None:
-    """Give a finished stage its record, its card and its name, once all of it is on disk.
-
-    Checkpoints to go on from have served; those of models alone were asked for. training_args.bin is a pickle with
-    paths: the record says it all.
-    """
+    """Give a finished stage its record, its card and its name, once all of it is on disk."""
+    # Checkpoints to go on from have served; those of models alone were asked for. training_args.bin is a pickle.
     for path in {path.parent for path in partial.glob("checkpoint-*/rng_state*")}:
-        discard(path)
+        shutil.rmtree(path)
     for path in (partial / "training_args.bin", partial / STARTED):
         path.unlink(missing_ok=True)
     (partial / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     template = Template(CARD.read_text(encoding="utf-8"), undefined=StrictUndefined, keep_trailing_newline=True)
     (partial / "README.md").write_text(template.render(record), encoding="utf-8")
-    _sync(*partial.rglob("*"), partial)
+    os.sync()
     partial.rename(directory)
-    _sync(directory.parent)
-
-
-def discard(directory: Path) -> None:
-    if directory.exists():
-        shutil.rmtree(directory)
+    os.sync()
 
 
 def link_final(output: Path, directory: Path) -> None:
@@ -133,10 +117,3 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _sync(*paths: Path) -> None:
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)

@@ -36,28 +36,17 @@ def stages(schedule: Sequence[Stage], until: str | None = None, first: str | Non
     """
     found: dict[str, Stage] = {}
     for number, stage in enumerate(schedule, start=1):
-        if stage.name in found or stage.init not in ("base", "previous", *found):
-            known = ", ".join(("base", "previous", *found))
-            raise ReleaseError(
-                f"Stage {stage.name!r} repeats a name, or its init {stage.init!r} is not one of {known}."
-            )
+        known = ("base", "previous", *found)
+        if stage.name in found or stage.init not in known:
+            told = f"Stage {stage.name!r} repeats a name, or its init {stage.init!r} is not one of {', '.join(known)}"
+            raise ReleaseError(f"{told}. Build the release again.")
         init = next(reversed(found), "base") if stage.init == "previous" else stage.init
         found[stage.name] = stage.model_copy(update={"number": number, "init": init})
+    upto = [name for name in found if until not in found or found[name].number <= found[until].number]
     for option, name in (("--until", until), ("--from", first)):
-        if name is not None and name not in found:
-            known = f"{', '.join(found)}{' up to --until' if until else ''}"
-            raise RecipeError(f"{option} {name}: this dataset has no such stage. Its stages: {known}.")
-        found = {
-            each: stage for each, stage in found.items() if until not in found or stage.number <= found[until].number
-        }
-    return list(found.values())
-
-
-def by_position(positions: Sequence[int | None]) -> list[int]:
-    """Row indices in the order of `position`. Raises ReleaseError unless positions are all there and unique."""
-    if None in positions or len(set(positions)) < len(positions):
-        raise ReleaseError("`position` is null or repeated in some rows: their order is undefined. Build it again.")
-    return sorted(range(len(positions)), key=positions.__getitem__)  # type: ignore[arg-type]
+        if name is not None and name not in upto:
+            raise RecipeError(f"{option} {name}: there is no such stage among {', '.join(upto)}.")
+    return [found[name] for name in upto]
 
 
 def epoch_order(rows: int, epoch: int, seed: int) -> list[int]:

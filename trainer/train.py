@@ -1,141 +1,108 @@
 """Train every stage of a release in order, one TRL trainer each, skipping what --output already holds."""
 
 import math
+import shutil
 import sys
+import time
 from collections import namedtuple
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Sampler
-from transformers import PrinterCallback
+from peft import LoraConfig
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
 from trainer import config, lineage, plan, render, schedule
 from trainer.errors import RecipeError, StageError
-from trainer.plan import Job
-from trainer.progress import StageProgress, WholeLosses
+from trainer.lineage import Record
 from trainer.schedule import Stage
 
-Record = dict[str, Any]
 # A stage that --output holds when `run` returns; `trained` is false where it was there before.
 Finished = namedtuple("Finished", "stage directory trained weights_sha256 train_loss")
 PACKAGES = ("tempered", "torch", "transformers", "trl", "accelerate", "datasets", "tokenizers")
-MEMORY = (
-    "memory ran out. Lower per_device_train_batch_size and raise gradient_accumulation_steps, lower max_length, set "
-    "activation_checkpointing: true, train with peft, or shard over more devices"
-)
-DISK = "the disk is full. Free some of it, or lower save_total_limit"
-FAILURES = {"out of memory": MEMORY, "can't allocate memory": MEMORY, "no space left": DISK, "file write failed": DISK}
+EVERY_S = 30.0  # between two lines where there is no terminal
 
 
-def run(job: Job, *, quiet: bool = False) -> list[Finished]:
+def run(job: plan.Job) -> list[Finished]:
     """Train the job's stages into its output, going on where an earlier run stopped. Raises TrainerError."""
     # Whatever can be refused is refused before the first step of training, too long rows included.
-    arguments = {stage.name: trl_arguments(job, stage, quiet) for stage in job.asked}
-    held, told = plan.states(job), set[tuple[str, str]]()
-
-    def tell(stage: Stage, *lines: str) -> None:
-        for line in lines if not quiet and arguments[stage.name].process_index == 0 else ():
-            if (stage.name, line) not in told:
-                print(f"stage {stage.name}: {line}", file=sys.stderr, flush=True)
-            told.add((stage.name, line))
-
-    for stage in job.asked:
-        plan.refuse_other_work(job.output / stage.directory, held[stage.name].differs)
-    rows = render_missing(job, arguments)
-    for stage in (stage for stage in job.asked if stage.name in rows):
-        tell(stage, *plan.notes(job, stage, held[stage.name].initial_weights_sha256))
+    arguments = {stage.name: trl_arguments(job, stage) for stage in job.asked}
+    missing = [stage for stage in job.stages if plan.held(job, stage) is None]
+    folder, first = job.output / ".rendered", arguments[job.asked[0].name]
+    with first.main_process_first(local=False):  # of several processes the first renders, the others read
+        if first.process_index == 0 and missing:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        rows = {stage.name: plan.rendered(job, stage, folder) for stage in missing}
 
     # One stage after the other, each from the weights that its `init` names.
     finished: list[Finished] = []
     for stage in job.asked:
-        directory, record, args = job.output / stage.directory, held[stage.name].record, arguments[stage.name]
-        known = job.base.weights_sha256 if stage.init == "base" else None
-        wanted = plan.identity(job, stage, known or lineage.weights_sha256(job.initial(stage)))
-        if trained := record is None:
+        args, directory = arguments[stage.name], job.output / stage.directory
+        if stage in missing:
+            wanted = plan.identity(job, stage)
             with args.main_process_first(local=False):
                 checkpoint = lineage.start(Path(str(args.output_dir)), wanted | {"processes": args.world_size})
             at = f", going on at {checkpoint.name}" if checkpoint else ""
-            tell(stage, *plan.notes(job, stage, wanted["initial_weights_sha256"]))
-            tell(stage, f"{len(rows[stage.name][0].order):,} rows, from {stage.init}{at}")
-            with explained(stage):
-                record = train_stage(job, stage, wanted, args, rows[stage.name], checkpoint, quiet)
-        plan.refuse_other_work(directory, lineage.differences(record, wanted))
-        finished.append(Finished(stage.name, directory, trained, record["weights_sha256"], record["train_loss"]))
+            starts = f"{rows[stage.name][0][1]['rows']:,} rows, from {stage.init}{at}"
+            for line in [*plan.notes(job, stage), starts] if not job.quiet and args.process_index == 0 else ():
+                print(f"stage {stage.name}: {line}", file=sys.stderr, flush=True)
+            try:
+                train_stage(job, stage, wanted, args, rows[stage.name], checkpoint)
+            except Exception as error:
+                for advice in (
+                    advice for words, advice in config.ARGUMENTS["failures"].items() if words in str(error).lower()
+                ):
+                    kept = "Finished stages and the last checkpoint are kept: run it again to go on"
+                    raise StageError(f"Stage {stage.name} stopped: {advice}. {kept}.") from error
+                raise
+        record = plan.held(job, stage) or {}
+        known = (record["weights_sha256"], record["train_loss"])
+        finished.append(Finished(stage.name, directory, stage in missing, *known))
 
     # `final` is the last stage of this run; the rendered rows have served.
-    with args.main_process_first(local=False):
-        if args.process_index == 0:
+    with first.main_process_first(local=False):
+        if first.process_index == 0:
             lineage.link_final(job.output, directory)
-            lineage.discard(job.output / ".rendered")
+            shutil.rmtree(folder, ignore_errors=True)
     return finished
 
 
-def trl_arguments(job: Job, stage: Stage, quiet: bool = False) -> SFTConfig:
+def trl_arguments(job: plan.Job, stage: Stage) -> SFTConfig:
     """The stage's settings as TRL takes them. Raises RecipeError with TRL's own words where it refuses them."""
-    if stage.kind != plan.TRAINED:
-        only = f"Stage {stage.name} is of kind {stage.kind}; this version trains {plan.TRAINED} stages only"
-        raise StageError(f"{only}. Stop before it with --until STAGE, or choose another dataset.")
-    settings: Record = {"disable_tqdm": quiet or not sys.stderr.isatty(), "logging_nan_inf_filter": False}
+    settings: Record = {"disable_tqdm": job.quiet or not sys.stderr.isatty(), "logging_nan_inf_filter": False}
     settings |= {name: value for name, value in job.settings[stage.name].items() if name not in config.OURS}
     # Rows come with tokens and labels; packing is the one preparation left to TRL.
     settings["dataset_kwargs"] = {"skip_prepare_dataset": not settings.get("packing", False)}
     output_dir, eos_token = str(job.output / f".{stage.directory}.partial"), job.renderer.added_stop
     try:
-        lora(job, stage)
+        LoraConfig(**job.settings[stage.name].get("peft", {}))
         return SFTConfig(output_dir=output_dir, eos_token=eos_token, **settings)
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"Stage {stage.name}: TRL refuses the settings: {error}") from error
 
 
-def lora(job: Job, stage: Stage) -> Any:
-    """The stage's LoraConfig, None where all weights are trained."""
-    from peft import LoraConfig
-
-    asked = job.settings[stage.name].get("peft")
-    return LoraConfig(task_type="CAUSAL_LM", **asked) if asked else None
-
-
-def render_missing(job: Job, arguments: dict[str, SFTConfig]) -> dict[str, list[render.Rendered]]:
-    """Trained and held-out rows of the stages to train. Of several processes the first renders, the others read."""
-    rows: dict[str, list[render.Rendered]] = {}
-    folder = job.output / ".rendered"
-    for stage in (stage for stage in job.asked if not (job.output / stage.directory).exists()):
-        with (args := arguments[stage.name]).main_process_first(local=False):
-            if args.process_index == 0 and not rows:
-                lineage.discard(folder)
-                folder.mkdir(parents=True)
-            splits = ["train", "validation"][: 1 + plan.evaluated(job.settings[stage.name])]
-            rows[stage.name] = [plan.rendered(job, stage, folder, split) for split in splits]
-    return rows
-
-
-def train_stage(
-    job: Job, stage: Stage, wanted: Record, args: SFTConfig, rows: list[render.Rendered], checkpoint: Path | None,
-    quiet: bool,
-) -> Record:  # fmt: skip
-    """Train one stage or go on with it, put its directory in place, return its record."""
+def train_stage(job: plan.Job, stage: Stage, wanted: Record, args: Any, rows: list[Any], checkpoint: Any) -> None:
+    """Train one stage or go on with it, and put its directory in place."""
     # TRL changes the tokenizer it is given: each stage starts from the base's own.
-    tokenizer = render.load(job.base.path, job.base.name).tokenizer
+    tokenizer = render.Renderer(job.base.path, job.base.name).tokenizer
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    data: Record = dict(zip(("train_dataset", "eval_dataset"), (split.dataset() for split in rows), strict=False))
-    init, peft, partial = str(job.initial(stage)), lora(job, stage), Path(str(args.output_dir))
-    trainer = ScheduledTrainer(init, args, **data, processing_class=tokenizer, peft_config=peft)
+    data: Record = dict(zip(("train_dataset", "eval_dataset"), (split for split, _ in rows), strict=False))
+    asked, partial = job.settings[stage.name].get("peft"), Path(args.output_dir)
+    peft = LoraConfig(task_type="CAUSAL_LM", **asked) if asked else None
+    trainer = ScheduledTrainer(str(job.initial(stage)), args, **data, processing_class=tokenizer, peft_config=peft)
     if peft and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        raise StageError(
-            f"Stage {stage.name}: an adapter is merged into whole weights: no peft with FSDP or DeepSpeed."
-        )
+        raise StageError(f"Stage {stage.name}: peft merges whole weights, so not with FSDP or DeepSpeed.")
     trainer.remove_callback(PrinterCallback)
-    for callback in [WholeLosses(), *([StageProgress(stage.name)] if not quiet and args.disable_tqdm else [])]:
-        trainer.add_callback(callback)
+    trainer.add_callback(Progress(stage.name, says=args.disable_tqdm and not job.quiet))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    record = wanted | record_of(job, stage, rows[0], trainer)
+    record = wanted | record_of(job, stage, rows[0][1], trainer)
     if not math.isfinite(loss := record["train_loss"]):
         with args.main_process_first(local=False):
-            lineage.discard(partial)
+            shutil.rmtree(partial, ignore_errors=True)
         raise StageError(f"Stage {stage.name} ended with loss {loss}; nothing was kept. Lower its learning_rate.")
 
     # The directory gets its name only when everything in it is on disk.
@@ -147,10 +114,9 @@ def train_stage(
         lineage.commit(partial, job.output / stage.directory, record | weights)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
-    return lineage.read(job.output / stage.directory) or {}
 
 
-def record_of(job: Job, stage: Stage, rows: render.Rendered, trainer: SFTTrainer) -> Record:
+def record_of(job: plan.Job, stage: Stage, counts: dict[str, int], trainer: SFTTrainer) -> Record:
     """What `training.json` holds beside the stage's identity and its weights."""
     args, kept = trainer.args, ("step", "epoch", "loss", "learning_rate", "grad_norm")
     history: list[Record] = trainer.state.log_history
@@ -159,48 +125,26 @@ def record_of(job: Job, stage: Stage, rows: render.Rendered, trainer: SFTTrainer
     ends: list[int] = [0, *(entry["step"] for entry in losses)]
     total = sum(entry["loss"] * (entry["step"] - before) for before, entry in zip(ends, losses, strict=False))
     return (
-        stage.model_dump(include={"number", "init"})
-        | {"dataset": job.release.origin | {"config": stage.config}, "recipe": job.recipe}
-        | {"base_model": job.base.name, "base_revision": job.base.revision}
-        | {"base_weights_sha256": job.base.weights_sha256, "rows": len(rows.order), "dropped_rows": rows.dropped}
-        | {"tokens": rows.tokens, "trained_tokens": rows.trained_tokens}
+        counts
+        | stage.model_dump(include={"number", "init"})
+        | {"dataset": job.origin() | {"config": stage.config}, "recipe": job.recipe, "base_model": job.base.name}
+        | {"base_revision": job.base.revision, "base_weights_sha256": job.base.weights_sha256}
         | {"steps": trainer.state.global_step, "processes": args.world_size, "losses": losses, "held_out": held_out}
-        | {"seeds": {"seed": args.seed, "order": order_seed(args)}, "train_loss": total / max(ends)}
+        | {"seeds": {"seed": args.seed, "data_seed": args.data_seed}, "train_loss": total / max(ends)}
         | {"packages": {package: version(package) for package in PACKAGES}}
     )
 
 
-@contextmanager
-def explained(stage: Stage) -> Iterator[None]:
-    """Failures of the machine, told as what to do. Checkpoints and earlier stages are kept."""
-    try:
-        yield
-    except Exception as error:
-        for words, advice in FAILURES.items():
-            if words in str(error).lower():
-                kept = "Finished stages and the last checkpoint are kept: run it again to go on"
-                raise StageError(f"Stage {stage.name} stopped: {advice}. {kept}.") from error
-        raise
-
-
-def order_seed(args: Any) -> int:
-    return int(args.seed if args.data_seed is None else args.data_seed)
-
-
-class EpochSampler(Sampler[int]):
+class EpochSampler(SequentialSampler):
     """The schedule's order of one epoch; the Trainer announces each through `set_epoch`."""
 
-    def __init__(self, rows: int, seed: int) -> None:
-        self.rows, self.seed, self.epoch = rows, seed, 0
+    epoch, seed = 0, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        return iter(schedule.epoch_order(self.rows, self.epoch, self.seed))
-
-    def __len__(self) -> int:
-        return self.rows
+        return iter(schedule.epoch_order(len(self), self.epoch, self.seed))
 
 
 class ScheduledTrainer(SFTTrainer):
@@ -208,4 +152,22 @@ class ScheduledTrainer(SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        return EpochSampler(len(rows), order_seed(self.args))
+        sampler = EpochSampler(rows)
+        sampler.seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return sampler
+
+
+class Progress(TrainerCallback):
+    """A plain line every 30 s where there is no bar; losses at each checkpoint and the end, or a restart loses them."""
+
+    def __init__(self, stage: str, says: bool) -> None:
+        self.stage, self.says, self.shown = stage, says, time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        control.should_log |= control.should_save or state.global_step >= state.max_steps
+        if self.says and state.is_world_process_zero and time.monotonic() - self.shown >= EVERY_S:
+            self.shown, losses = time.monotonic(), [entry["loss"] for entry in state.log_history if "loss" in entry]
+            said = f"stage {self.stage}: {state.global_step:,} of {state.max_steps:,} steps"
+            print(said, *(f"loss {loss:.3f}" for loss in losses[-1:]), file=sys.stderr, flush=True)
+
+    on_epoch_end = on_step_end

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
+from jinja2 import Template
 from trainer_toys import edit_manifest
 
-from trainer import cli, data, show
+from trainer import cli, data
 
 COMMIT = "a" * 40
 
@@ -56,9 +56,8 @@ def test_plan_run_and_plan_again(
 
     assert call(monkeypatch, "plan", *common, "--json", "stages.high-temperature.learning_rate=0.5") == 0
     assert [stage["state"] for stage in json.loads(capsys.readouterr().out)["stages"]] == ["done", "to train"]
-    assert call(monkeypatch, "plan", *common, "--json", "defaults.learning_rate=0.5") == 0
-    stage = json.loads(capsys.readouterr().out)["stages"][0]
-    assert stage["state"] == "differs" and stage["differs"] == ["learning_rate 0.001, now 0.5"]
+    assert call(monkeypatch, "plan", *common, "--json", "defaults.learning_rate=0.5") == 1
+    assert "1-low-temperature holds this stage trained otherwise (learning_rate 0.001, now" in capsys.readouterr().err
 
 
 def test_plan_shows_rows_with_masked_and_trained_tokens_apart(
@@ -70,15 +69,23 @@ def test_plan_shows_rows_with_masked_and_trained_tokens_apart(
     assert out.count("[trained]") == 2
 
 
-def test_plan_of_a_stage_that_cannot_be_trained_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], release: Path, student: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_stage_of_another_kind_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], release: Path, student: Path, tmp_path: Path,
+    command: str,
+) -> None:  # fmt: skip
     edit_manifest(release, lambda manifest: manifest["schedule"][1].update(kind="grpo", tokens=77))
-    common = arguments(release, student, tmp_path / "out")
-    assert call(monkeypatch, "plan", *common) == 0
-    assert "! high-temperature: this version trains sft stages only" in capsys.readouterr().out
-    assert call(monkeypatch, "run", *common) == 1
+    assert call(monkeypatch, command, *arguments(release, student, tmp_path / "out")) == 1
     assert capsys.readouterr().err.startswith("StageError: Stage high-temperature is of kind grpo")
+
+
+@pytest.mark.parametrize(("command", "option"), [("plan", ["--push-to-hub", "org/m"]), ("run", ["--show", "1"])])
+def test_an_option_of_the_other_command_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], release: Path, student: Path, tmp_path: Path,
+    command: str, option: list[str],
+) -> None:  # fmt: skip
+    assert call(monkeypatch, command, *arguments(release, student, tmp_path / "out"), *option) == 2
+    assert "--show is an option of `trainer plan`, --push-to-hub one of `trainer run`" in capsys.readouterr().err
 
 
 def stage_line(number: int, stage: str) -> dict[str, Any]:
@@ -88,20 +95,23 @@ def stage_line(number: int, stage: str) -> dict[str, Any]:
         "kind": "sft",
         "init": "low-temperature",
         "state": "to train",
-        "warnings": [],
-        "differs": [],
+        "warnings": ["mind this"],
+        "device_hours": 1234.5,
+        "state_bytes": 2**34,
+        "activation_bytes": 2**33,
     }
     return {"number": number, "stage": stage} | numbers | words
 
 
-def test_the_table_fits_80_columns_and_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_fits_80_columns_and_cuts_nothing() -> None:
     stages = [stage_line(1, "low-temperature"), stage_line(2, "high-temperature")]
     dataset = {"source": "org/name@v1", "version": "v1", "commit": COMMIT}
     content = {"dataset": dataset, "model": {"name": "m", "revision": None}, "recipe": "dasd", "stages": stages}
-    show.plan(Console(width=80, force_terminal=True, color_system=None), content | {"warnings": ["w"]})
-    out = capsys.readouterr().out
+    out = Template(cli.PLAN.read_text(encoding="utf-8")).render(content | {"warnings": ["and that"]})
     assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
-    assert " 5e-05 to train" in out and "12,345" in out and "1450.0M" in out and "high-temperature" in out
+    for shown in ("105,000", "1.45e+09", "12,345", "5e-05", "to train; 6 epochs, 1234.5 h", "16.0 + 8.0 GiB before"):
+        assert out.count(shown) == 2, shown
+    assert "! high-temperature: mind this\n! and that\n" in out and "commit " + COMMIT in out
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,10 @@ STAGES = [
     Stage(stage=name, config=name, kind="sft", init="base", rows=1, tokens=None, rowset_hash="0", epochs=epochs)
     for name, epochs in (("low-temperature", None), ("mixed-policy", 3.0))
 ]
-NAMES = [stage.name for stage in STAGES]
 
 
 def settle(how: config.Recipe) -> dict[str, dict[str, object]]:
-    return config.settle(how, STAGES, NAMES)
+    return config.settle(how, STAGES, STAGES)
 
 
 @pytest.mark.parametrize("name", ["sft", "dasd", "r1-distill", "r1", "smoke"])
@@ -60,14 +59,14 @@ def test_an_override_of_a_stage_wins_over_the_release() -> None:
 @pytest.mark.parametrize("kind", ["grpo", "reward"])
 def test_only_sft_stages_mask_prefixes(kind: str) -> None:
     stages = [STAGES[0], STAGES[1].model_copy(update={"kind": kind})]
-    settled = config.settle(config.load("smoke", ["defaults.mask_prefix=true"]), stages, NAMES)
+    settled = config.settle(config.load("smoke", ["defaults.mask_prefix=true"]), stages, STAGES)
     assert ["mask_prefix" in settings for settings in settled.values()] == [True, False]
     with pytest.raises(RecipeError, match=f"stages.mixed-policy: there is no {kind} argument 'mask_prefix'"):
-        config.settle(config.load("smoke", ["stages.mixed-policy.mask_prefix=true"]), stages, NAMES)
+        config.settle(config.load("smoke", ["stages.mixed-policy.mask_prefix=true"]), stages, STAGES)
 
 
 def test_a_packaged_recipe_may_know_stages_that_a_first_version_lacks() -> None:
-    config.settle(config.load("dasd"), STAGES[:1], NAMES[:1])
+    config.settle(config.load("dasd"), STAGES[:1], STAGES[:1])
 
 
 @pytest.mark.parametrize(

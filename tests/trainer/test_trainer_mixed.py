@@ -30,7 +30,7 @@ def make_release(root: Path, rows: list[dict[str, Any]] | None = None, **rollout
 
 
 def prepare(release: Path, student: Path, output: Path, *overrides: str, **options: Any) -> plan.Job:
-    return plan.prepare(str(release), str(student), output, "smoke", overrides, **options)
+    return plan.Job(str(release), str(student), output, "smoke", overrides, **({"quiet": False} | options))
 
 
 @pytest.fixture(scope="module", params=["chatml", "thinking", "spaces trimmed off offsets"])
@@ -38,13 +38,15 @@ def renderer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     tokenizer = train_tokenizer(THINKING if request.param == "thinking" else CHATML)
     if "trimmed" in request.param:
         tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-    return render.load(save_student(tmp_path_factory.mktemp("student"), tokenizer), request.param)
+    return render.Renderer(save_student(tmp_path_factory.mktemp("student"), tokenizer), request.param)
 
 
 def write(renderer: render.Renderer, row: dict[str, Any], folder: Path) -> tuple[list[int], list[int]]:
-    rendered = render.write([[row]], renderer, folder / "a.arrow", stage="s", limit=None, drop=False)
-    item = rendered.dataset()[0]
-    assert rendered.trained_tokens == sum(label != -100 for label in item["labels"])
+    rendered = render.tokens(
+        [[row]], renderer, folder / f"{row.get('prefix_chars')}.arrow", stage="s", limit=None, drop=False
+    )
+    item = rendered[0][0]
+    assert rendered[1]["trained_tokens"] == sum(label != -100 for label in item["labels"])
     return item["input_ids"], item["labels"]
 
 
@@ -86,20 +88,21 @@ def test_the_plan_counts_masked_tokens_and_sees_a_difference(student: Path, tmp_
     counts = []
     for number, job in enumerate((plain, masked)):
         (tmp_path / str(number)).mkdir()
-        counts.append({stage.name: plan.rendered(job, stage, tmp_path / str(number)) for stage in job.stages})
-    assert counts[0]["low-temperature"].trained_tokens == counts[1]["low-temperature"].trained_tokens
+        counts.append({stage.name: plan.rendered(job, stage, tmp_path / str(number))[0][1] for stage in job.stages})
+    assert counts[0]["low-temperature"] == counts[1]["low-temperature"]
     before, after = (rows["mixed-policy"] for rows in counts)
-    assert before.tokens == after.tokens and before.trained_tokens - after.trained_tokens > 36
+    assert before["tokens"] == after["tokens"] and before["trained_tokens"] - after["trained_tokens"] > 36
     line = plan.report(masked, counts[1])["stages"][1]
-    assert line["trained_tokens"] == after.trained_tokens and line["settings"]["mask_prefix"] is True
+    assert line["trained_tokens"] == after["trained_tokens"] and line["settings"]["mask_prefix"] is True
 
-    train.run(masked, quiet=True)
+    train.run(masked)
     record = json.loads((output / "final" / "training.json").read_text(encoding="utf-8"))
-    assert record["settings"]["mask_prefix"] is True and record["trained_tokens"] == after.trained_tokens
-    assert [held.differs for held in plan.states(masked).values()] == [[], []]
-    assert [held.differs for held in plan.states(plain).values()] == [[], ["mask_prefix True, now None"]]
+    assert record["settings"]["mask_prefix"] is True and record["trained_tokens"] == after["trained_tokens"]
+    assert all(plan.held(masked, stage) for stage in masked.stages) and plan.held(plain, plain.stages[0])
     with pytest.raises(StageError, match="mask_prefix True, now None"):
-        train.run(plain, quiet=True)
+        plan.held(plain, plain.stages[1])
+    with pytest.raises(StageError, match="mask_prefix True, now None"):
+        train.run(plain)
 
 
 def test_false_is_the_default(student: Path, tmp_path: Path) -> None:
@@ -116,22 +119,21 @@ def test_only_masking_needs_the_column(student: Path, tmp_path: Path, change: di
     release = make_release(tmp_path / "v1", rows)
     with pytest.raises(ReleaseError, match=r"prefix_chars: (missing|string).*if mask_prefix is on"):
         prepare(release, student, tmp_path / "out", MASK)
-    assert len(train.run(prepare(release, student, tmp_path / "out"), quiet=True)) == 2
+    assert len(train.run(prepare(release, student, tmp_path / "out"))) == 2
 
 
 @pytest.fixture
 def rolled(student: Path, tmp_path: Path) -> Path:
     """A release whose rollouts are of the weights that training its first stage here gives."""
     release = make_release(tmp_path / "v1")
-    finished = train.run(prepare(release, student, tmp_path / "first", until="low-temperature"), quiet=True)
+    finished = train.run(prepare(release, student, tmp_path / "first", until="low-temperature"))
     rollout = {"base": lineage.weights_sha256(student), "weights_sha256": finished[0].weights_sha256}
     edit_manifest(release, lambda manifest: manifest.update(rollout={"dataset": None, "stage": "s"} | rollout))
     return release
 
 
 def rollout_warnings(job: plan.Job) -> list[list[str]]:
-    held = plan.states(job)
-    return [plan.notes(job, stage, held[stage.name].initial_weights_sha256) for stage in job.stages]
+    return [plan.notes(job, stage) for stage in job.stages]
 
 
 def test_rollouts_of_the_very_weights_go_without_warning(
@@ -150,15 +152,14 @@ def test_rollouts_of_another_base_are_told_before_training(
     other = save_student(tmp_path / "other", train_tokenizer(CHATML), seed=1)
     job = prepare(rolled, other, tmp_path / "out")
     none, (warning,) = rollout_warnings(job)
-    assert none == [] and f"starts from {other} ({lineage.weights_sha256(other)}): they are off-policy" in warning
+    assert none == [] and f", of {lineage.weights_sha256(other)}: off-policy, another student's mistakes" in warning
     assert "builder mix" in warning
     (tmp_path / "rows").mkdir()
-    rows = {stage.name: plan.rendered(job, stage, tmp_path / "rows") for stage in job.stages}
+    rows = {stage.name: plan.rendered(job, stage, tmp_path / "rows")[0][1] for stage in job.stages}
     assert [line["warnings"] for line in plan.report(job, rows)["stages"]] == [[], [warning]]
     train.run(job)
     err = capsys.readouterr().err
     assert err.count("rolled out") == 1
-    assert err.index("stage mixed-policy: its mixed rows") < err.index("stage low-temperature: 4 rows")
 
 
 def test_rollouts_of_other_weights_of_the_same_base_are_told_once_they_are_known(
@@ -172,7 +173,7 @@ def test_rollouts_of_other_weights_of_the_same_base_are_told_once_they_are_known
     assert err.index("stage low-temperature: 4 rows") < err.index("stage mixed-policy: its mixed rows")
     train.run(job)
     assert capsys.readouterr().err == ""
-    assert "of low-temperature here: near, but not on-policy" in rollout_warnings(job)[1][0]
+    assert ": near, but not on-policy" in rollout_warnings(job)[1][0]
 
 
 def hub(student: Path, weights: str | None, commit: str = "b" * 40) -> lineage.Base:
@@ -196,7 +197,7 @@ def test_bases_are_compared_by_commit_or_by_weights(
 ) -> None:
     release = make_release(tmp_path / "v1", base=base, weights_sha256="3" * 64)
     job = prepare(release, student, tmp_path / "out")
-    job = plan.Job(**{**vars(job), "base": hub(student, weights)})
+    job.base = hub(student, weights)
     assert bool(rollout_warnings(job)[1]) == told
 
 
@@ -204,11 +205,12 @@ def test_rollouts_are_where_rows_are_mixed(tmp_path: Path) -> None:
     rows = [{name: value for name, value in row.items() if name != "policy"} for row in stage_rows(0, 2)]
     root = write_release(tmp_path / "v1", {"a": stage_rows(0, 2), "b": rows, "c": [mixed(1, 0, 5), mixed(2, 1, 0)]})
     release = data.resolve(str(root))
-    assert [data.holds_rollouts(release, config) for config in "abc"] == [False, False, True]
+    policies = [data.values(release.files(config), "policy") for config in "abc"]
+    assert policies == [{"teacher"}, set(), {"teacher", "mixed"}]
 
 
 def test_a_record_names_the_base_whatever_the_stage(student: Path, tmp_path: Path) -> None:
-    finished = train.run(prepare(make_release(tmp_path / "v1"), student, tmp_path / "out"), quiet=True)
+    finished = train.run(prepare(make_release(tmp_path / "v1"), student, tmp_path / "out"))
     records = [json.loads((stage.directory / "training.json").read_text(encoding="utf-8")) for stage in finished]
     assert {record["base_weights_sha256"] for record in records} == {lineage.weights_sha256(student)}
 
@@ -224,5 +226,5 @@ def test_the_base_is_hashed_once_a_run(student: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(data, "sha256_of", spy)
     release = make_release(tmp_path / "v1")
     edit_manifest(release, lambda manifest: manifest["schedule"][1].update(init="base"))
-    train.run(prepare(release, student, tmp_path / "out"), quiet=True)
+    train.run(prepare(release, student, tmp_path / "out"))
     assert hashed.count(student / "model.safetensors") == 1

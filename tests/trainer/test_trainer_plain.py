@@ -39,7 +39,7 @@ def folder(root: Path, rows: list[dict[str, Any]], name: str = "train.jsonl") ->
 
 
 def prepare(root: Path, student: Path, output: Path, *overrides: str) -> plan.Job:
-    return plan.prepare(str(root), str(student), output, "smoke", overrides)
+    return plan.Job(str(root), str(student), output, "smoke", overrides)
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "data/train-00000-of-00001.parquet", "rows.jsonl"])
@@ -61,22 +61,23 @@ def test_a_plain_dataset_is_trained_and_said_to_be_one(
     root = folder(tmp_path / "d", MESSAGES[:8])
     folder(root, MESSAGES[8:10], "test.jsonl")
     job = prepare(root, student, tmp_path / "out")
+    job.quiet = False
     (finished,) = train.run(job)
     assert capsys.readouterr().err.count("stage train: this dataset has no manifest: one stage") == 1
     assert (tmp_path / "out" / "final").readlink() == Path("1-train")
     (tmp_path / "rows").mkdir()
-    rows = {"train": plan.rendered(job, job.asked[0], tmp_path / "rows")}
+    rows = {"train": plan.rendered(job, job.asked[0], tmp_path / "rows")[0][1]}
     (line,) = plan.report(job, rows)["stages"]
     assert line["state"] == "done" and line["rows"] == 8 and "no manifest" in line["warnings"][0]
-    assert finished.trained and not train.run(job, quiet=True)[0].trained
+    assert finished.trained and not train.run(job)[0].trained
 
 
 def test_other_rows_are_another_stage(student: Path, tmp_path: Path) -> None:
     root = folder(tmp_path / "d", MESSAGES[:8])
-    train.run(prepare(root, student, tmp_path / "out"), quiet=True)
+    train.run(prepare(root, student, tmp_path / "out"))
     folder(root, MESSAGES[:7])
     with pytest.raises(Exception, match="rowset_hash"):
-        train.run(prepare(root, student, tmp_path / "out"), quiet=True)
+        train.run(prepare(root, student, tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_columns_of_another_kind_are_refused(
 def test_a_conversation_that_ends_with_the_user_is_refused_by_number(student: Path, tmp_path: Path) -> None:
     root = folder(tmp_path / "d", [MESSAGES[0], {"messages": turns(1)[:1] * 2, "source": "toy"}])
     with pytest.raises(RenderError, match="Reply number 2 is not a prompt and one assistant message"):
-        train.run(prepare(root, student, tmp_path / "out"), quiet=True)
+        train.run(prepare(root, student, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("name", [None, "test.jsonl", "notes.txt"])

@@ -2,8 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainer import progress
-from trainer.progress import StageProgress
+from trainer import train
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -11,14 +10,14 @@ def test_elsewhere_than_on_a_terminal_the_first_process_says_a_line_now_and_then
     first: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    shown = StageProgress("low-temperature")
-    state = SimpleNamespace(is_world_process_zero=first, global_step=0, max_steps=1200)
-    shown.on_train_begin(None, state, None)
-    shown.on_log(None, state, None, logs={"loss": 0.25})
+    monkeypatch.setattr(train.time, "monotonic", lambda: clock[0])
+    shown = train.Progress("low-temperature", says=True)
+    log = [{"loss": 0.5}, {"loss": 0.25}, {"eval_loss": 0.75}]
+    state = SimpleNamespace(is_world_process_zero=first, global_step=0, max_steps=1200, log_history=log)
+    control = SimpleNamespace(should_save=False, should_log=False)
     for second in range(1, 64):
         clock[0], state.global_step = float(second), second * 10
-        shown.on_step_end(None, state, None)
-    shown.on_train_end(None, state, None)
+        shown.on_step_end(None, state, control)
+    assert not control.should_log
     said = [f"stage low-temperature: {step} of 1,200 steps loss 0.250" for step in (300, 600)]
     assert capsys.readouterr().err.splitlines() == (said if first else [])

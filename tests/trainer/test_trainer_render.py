@@ -1,14 +1,18 @@
 """Tokens and labels: what is trained follows exactly what inference prompts, and ends where inference stops."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from trainer_toys import CHATML, reply, save_student, train_tokenizer
 
 from trainer import render
-from trainer.errors import ModelError, RenderError
+from trainer.errors import ModelError, ReleaseError, RenderError
 
 # Qwen3-*-Thinking-2507 opens the think block in its generation prompt and drops thoughts of earlier turns.
 QWEN_THINKING = CHATML.replace("<|im_start|>assistant\n{%", "<|im_start|>assistant\n<think>\n{%").replace(
@@ -78,7 +82,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         tokenizer.bos_token = chosen.bos
     stops = [tokenizer.convert_tokens_to_ids(token) for token in chosen.stops]
     path = save_student(tmp_path_factory.mktemp(request.param), tokenizer, stops)
-    return chosen, render.load(path, request.param)
+    return chosen, render.Renderer(path, request.param)
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -113,43 +117,72 @@ def test_prompt_is_masked_and_everything_after_is_trained(
     family: tuple[Family, render.Renderer], tmp_path: Path
 ) -> None:
     _, renderer = family
-    rendered = render.write([[row()]], renderer, tmp_path / "a.arrow", stage="s", limit=None, drop=False)
-    item, ((ids, masked),) = rendered.dataset()[0], renderer.encode([row()])
+    rendered = render.tokens([[row()]], renderer, tmp_path / "a.arrow", stage="s", limit=None, drop=False)
+    item, ((ids, masked),) = rendered[0][0], renderer.encode([row()])
     assert item["input_ids"] == ids
     assert item["labels"] == [-100] * masked + ids[masked:]
-    assert (rendered.tokens, rendered.trained_tokens, rendered.longest) == (len(ids), len(ids) - masked, len(ids))
-    assert render.read(tmp_path / "a.arrow") == rendered
+    counts = {
+        "rows": 1,
+        "dropped_rows": 0,
+        "longest": len(ids),
+        "tokens": len(ids),
+        "trained_tokens": len(ids) - masked,
+    }
+    assert rendered[1] == counts
+    again = render.tokens(iter(()), renderer, tmp_path / "a.arrow", stage="s", limit=None, drop=False)
+    assert again[0][0] == item and again[1] == counts
 
 
 @pytest.fixture(scope="module")
 def chatml(tmp_path_factory: pytest.TempPathFactory) -> render.Renderer:
-    return render.load(save_student(tmp_path_factory.mktemp("chatml"), train_tokenizer(CHATML)), "chatml")
+    return render.Renderer(save_student(tmp_path_factory.mktemp("chatml"), train_tokenizer(CHATML)), "chatml")
 
 
-def test_rows_come_in_position_order(chatml: render.Renderer, tmp_path: Path) -> None:
-    rows = [reply(number, position) for number, position in ((1, 2), (2, 0), (3, 1))]
-    rendered = render.write([rows[:2], rows[2:]], chatml, tmp_path / "a.arrow", stage="s", limit=None, drop=False)
-    texts = [chatml.tokenizer.decode(ids) for ids in rendered.dataset()["input_ids"]]
-    assert ["2 + 1?" in texts[0], "3 + 1?" in texts[1], "1 + 1?" in texts[2]] == [True] * 3
+@pytest.fixture(scope="module")
+def long_lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("rows")
+
+
+@given(
+    positions=st.lists(st.integers(-(2**63), 2**63 - 1), unique=True, min_size=1, max_size=20), cut=st.integers(0, 20)
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+def test_rows_come_in_position_order(chatml: render.Renderer, long_lived: Path, positions: list[int], cut: int) -> None:
+    rows = [reply(number, position) for number, position in enumerate(positions)]
+    batches = [batch for batch in (rows[:cut], rows[cut:]) if batch]
+    path = long_lived / f"{uuid4()}.arrow"
+    dataset, _ = render.tokens(batches, chatml, path, stage="s", limit=None, drop=False)
+    texts = [chatml.tokenizer.decode(ids) for ids in dataset["input_ids"]]
+    expected = sorted(range(len(positions)), key=positions.__getitem__)
+    assert [int(text.partition("user\n")[2].partition(" +")[0]) for text in texts] == expected
+
+
+@pytest.mark.parametrize("positions", [[0, None], [3, 3]])
+def test_null_or_repeated_positions_are_refused(
+    chatml: render.Renderer, tmp_path: Path, positions: list[int | None]
+) -> None:
+    rows = [reply(number, position) for number, position in enumerate(positions)]
+    with pytest.raises(ReleaseError, match="`position` is null or repeated"):
+        render.tokens([rows], chatml, tmp_path / "a.arrow", stage="s", limit=None, drop=False)
 
 
 def test_too_long_rows_are_refused_with_counts(chatml: render.Renderer, tmp_path: Path) -> None:
     long = reply(2, 1, completion=[{"role": "assistant", "content": "<think>\n" + "so " * 99 + "\n</think>\n\n3"}])
     options: dict[str, Any] = {"stage": "low-temperature", "limit": 70}
     with pytest.raises(RenderError, match=r"1 of 2 rows exceed max_length 70 .*first r2"):
-        render.write([[reply(1, 0), long]], chatml, tmp_path / "a.arrow", **options, drop=False)
-    kept = render.write([[reply(1, 0), long]], chatml, tmp_path / "b.arrow", **options, drop=True)
-    assert (kept.order, kept.dropped) == ([0], 1)
+        render.tokens([[reply(1, 0), long]], chatml, tmp_path / "a.arrow", **options, drop=False)
+    kept = render.tokens([[reply(1, 0), long]], chatml, tmp_path / "b.arrow", **options, drop=True)
+    assert (kept[1]["rows"], kept[1]["dropped_rows"], kept[1]["longest"] <= 70) == (1, 1, True)
     with pytest.raises(RenderError, match="1 of 1 rows"):
-        render.write([[long]], chatml, tmp_path / "c.arrow", **options, drop=True)
+        render.tokens([[long]], chatml, tmp_path / "c.arrow", **options, drop=True)
 
 
 def test_a_row_of_exactly_max_length_is_kept(chatml: render.Renderer, tmp_path: Path) -> None:
     ((ids, _),) = chatml.encode([reply(1, 0)])
     options: dict[str, Any] = {"stage": "s", "drop": False}
-    assert render.write([[reply(1, 0)]], chatml, tmp_path / "a.arrow", limit=len(ids), **options).order == [0]
+    assert render.tokens([[reply(1, 0)]], chatml, tmp_path / "a.arrow", limit=len(ids), **options)[1]["rows"] == 1
     with pytest.raises(RenderError):
-        render.write([[reply(1, 0)]], chatml, tmp_path / "b.arrow", limit=len(ids) - 1, **options)
+        render.tokens([[reply(1, 0)]], chatml, tmp_path / "b.arrow", limit=len(ids) - 1, **options)
 
 
 def test_a_stop_token_spelled_in_a_reply_is_refused(chatml: render.Renderer) -> None:
@@ -166,7 +199,7 @@ def test_a_row_of_another_shape_is_refused(chatml: render.Renderer, changes: dic
 
 
 def make(tmp_path: Path, template: str | None, **tokens: Any) -> render.Renderer:
-    return render.load(
+    return render.Renderer(
         save_student(tmp_path / "m", train_tokenizer(template, **tokens), stops=tokens.pop("stops", 0)), "m"
     )
 
@@ -196,7 +229,7 @@ def test_an_end_of_turn_that_generation_ignores_is_added_and_told(tmp_path: Path
 
 def test_a_template_without_end_of_turn_is_closed_by_eos(tmp_path: Path) -> None:
     renderer = make(tmp_path, "{% for m in messages %}{{ m.content }}\n{% endfor %}", eos="<eos>")
-    assert renderer.tokenizer.convert_ids_to_tokens(list(renderer.end)) == ["<eos>"]
+    assert renderer.tokenizer.convert_ids_to_tokens(renderer.end) == ["<eos>"]
 
 
 def test_without_pad_token_the_end_of_turn_keeps_its_label(tmp_path: Path) -> None:
@@ -205,7 +238,7 @@ def test_without_pad_token_the_end_of_turn_keeps_its_label(tmp_path: Path) -> No
     renderer = make(tmp_path, CHATML, pad=None)
     assert any("no pad token" in warning for warning in renderer.warnings())
     rows = [reply(1, 1), row(completion=[{"role": "assistant", "content": "<think>\nx\n</think>\n\n1234567"}])]
-    data = render.write([rows], renderer, tmp_path / "a", stage="s", limit=None, drop=False).dataset()
+    data = render.tokens([rows], renderer, tmp_path / "a", stage="s", limit=None, drop=False)[0]
     batch = DataCollatorForLanguageModeling(pad_token_id=renderer.tokenizer.eos_token_id)([data[0], data[1]])
     ends = (batch["labels"] == renderer.end[-1]).sum(dim=1).tolist()
     assert ends == [1, 1]
@@ -228,11 +261,12 @@ def test_a_tokenizer_that_cannot_be_trained_is_refused(
 
 
 def test_a_tokenizer_of_another_model_is_refused(chatml: render.Renderer, tmp_path: Path) -> None:
-    small = render.Renderer(chatml.tokenizer, chatml.end, chatml.stops, vocabulary=100)
+    small = copy.copy(chatml)
+    small.vocabulary = 100
     with pytest.raises(ModelError, match="past the model's last"):
-        render.write([[reply(1, 0)]], small, tmp_path / "a", stage="s", limit=None, drop=False)
+        render.tokens([[reply(1, 0)]], small, tmp_path / "a", stage="s", limit=None, drop=False)
 
 
 def test_a_directory_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is not a model"):
-        render.load(tmp_path, "nothing")
+        render.Renderer(tmp_path, "nothing")

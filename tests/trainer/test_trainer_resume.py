@@ -22,8 +22,8 @@ EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtr
 
 
 def go(release: Path, student: Path, output: Path, *overrides: str) -> list[train.Finished]:
-    job = plan.prepare(str(release), str(student), output, "smoke", (*SETTINGS, *overrides))
-    return train.run(job, quiet=True)
+    job = plan.Job(str(release), str(student), output, "smoke", (*SETTINGS, *overrides))
+    return train.run(job)
 
 
 def until_killed(paths: tuple[Path, Path, Path], overrides: tuple[str, ...], life: int | None, counted: Path) -> None:

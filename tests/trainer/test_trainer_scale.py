@@ -22,11 +22,11 @@ PEFT = "defaults.peft={r: 4, lora_alpha: 8, target_modules: all-linear}"
 
 
 def prepare(release: Path, student: Path, output: Path, *overrides: str, **options: Any) -> plan.Job:
-    return plan.prepare(str(release), str(student), output, "smoke", overrides, **options)
+    return plan.Job(str(release), str(student), output, "smoke", overrides, **options)
 
 
 def go(release: Path, student: Path, output: Path, *overrides: str, **options: Any) -> list[train.Finished]:
-    return train.run(prepare(release, student, output, *overrides, **options), quiet=True)
+    return train.run(prepare(release, student, output, *overrides, **options))
 
 
 def record(stage: train.Finished) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def test_evaluating_without_held_out_rows_is_refused(student: Path, release: Pat
 
 def test_held_out_prompts_that_are_trained_on_are_refused(student: Path, tmp_path: Path) -> None:
     release = held_out(tmp_path / "v1", prompts=10)
-    with pytest.raises(ReleaseError, match="2 held-out prompts of stage low-temperature are trained on too, p10"):
+    with pytest.raises(ReleaseError, match="2 prompts held out of low-temperature are trained on, as p10"):
         prepare(release, student, tmp_path / "out", *EVALUATE)
     assert prepare(release, student, tmp_path / "out").stages, "who does not evaluate does not care"
 
@@ -121,7 +121,7 @@ def test_the_plan_estimates_memory_and_time_by_the_formula(student: Path, releas
 
     def line(*overrides: str) -> dict[str, Any]:
         job = prepare(release, student, tmp_path / "out", *overrides, until="low-temperature")
-        rows = {stage.name: plan.rendered(job, stage, tmp_path / "rows") for stage in job.asked}
+        rows = {stage.name: plan.rendered(job, stage, tmp_path / "rows")[0][1] for stage in job.asked}
         return dict(plan.report(job, rows)["stages"][0])
 
     parameters = AutoModelForCausalLM.from_pretrained(student).num_parameters()

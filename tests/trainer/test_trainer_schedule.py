@@ -24,11 +24,6 @@ def test_first_epoch_follows_position(rows: int, seed: int) -> None:
     assert schedule.epoch_order(rows, 0, seed) == list(range(rows))
 
 
-@given(positions=st.lists(st.integers(), unique=True))
-def test_rows_in_position_order_have_rising_positions(positions: list[int]) -> None:
-    assert [positions[i] for i in schedule.by_position(positions)] == sorted(positions)
-
-
 def test_later_epochs_are_pinned() -> None:
     assert schedule.epoch_order(6, 1, 42) == schedule.epoch_order(6, 1, 42)
     assert schedule.epoch_order(6, 1, 42) == PINNED
@@ -37,12 +32,6 @@ def test_later_epochs_are_pinned() -> None:
 
 
 PINNED = [1, 2, 0, 5, 4, 3]
-
-
-@pytest.mark.parametrize("positions", [[0, None], [3, 3]])
-def test_null_or_repeated_positions_are_refused(positions: list[int | None]) -> None:
-    with pytest.raises(ReleaseError, match="position"):
-        schedule.by_position(positions)
 
 
 def test_init_resolves_to_a_stage_or_the_base() -> None:

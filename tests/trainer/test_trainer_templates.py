@@ -103,7 +103,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         tokenizer.bos_token = family.bos
     stops = [tokenizer.convert_tokens_to_ids(token) for token in family.stops]
     path = save_student(tmp_path_factory.mktemp(request.param), tokenizer, stops)
-    return Student(family, template, path, render.load(path, request.param))
+    return Student(family, template, path, render.Renderer(path, request.param))
 
 
 def row(messages: list[dict[str, str]], content: str = CONTENT) -> dict[str, Any]:
@@ -115,8 +115,8 @@ def test_ids_and_labels_are_those_of_an_independent_renderer(
     made: Student, messages: list[dict[str, str]], tmp_path: Path
 ) -> None:
     prompt, trained = made.independent(messages)
-    rendered = render.write([[row(messages)]], made.renderer, tmp_path / "a", stage="s", limit=None, drop=False)
-    item = rendered.dataset()[0]
+    rendered = render.tokens([[row(messages)]], made.renderer, tmp_path / "a", stage="s", limit=None, drop=False)
+    item = rendered[0][0]
     assert item["input_ids"] == prompt + trained
     assert item["labels"] == [-100] * len(prompt) + trained
     prompted = made.renderer.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
@@ -177,7 +177,7 @@ def test_words_that_the_template_puts_into_the_think_block_are_not_doubled(
         "{{- '<|im_start|>assistant\\n' }}\n{%- endif %}",
         f"{{{{- '<|im_start|>assistant\\n{opening}' }}}}\n{{%- endif %}}",
     )
-    renderer = render.load(save_student(tmp_path / "m", train_tokenizer(template)), "m")
+    renderer = render.Renderer(save_student(tmp_path / "m", train_tokenizer(template)), "m")
     if trained is None:
         with pytest.raises(RenderError, match=r"r7 begins its thoughts otherwise, .* no inference could yield it"):
             renderer.encode([row([ASKED], content)])
@@ -190,6 +190,6 @@ def test_words_that_the_template_puts_into_the_think_block_are_not_doubled(
 def test_a_prompt_that_opens_otherwise_than_the_others_is_refused(tmp_path: Path) -> None:
     template = (TEMPLATES / "qwen3-instruct.jinja").read_text(encoding="utf-8")
     moody = template + "{%- if messages[0].content == 'hush' %}<think>\n\n</think>\n\n{%- endif %}"
-    renderer = render.load(save_student(tmp_path / "m", train_tokenizer(moody)), "m")
+    renderer = render.Renderer(save_student(tmp_path / "m", train_tokenizer(moody)), "m")
     with pytest.raises(RenderError, match="r7 has another prompt"):
         renderer.encode([row([{"role": "user", "content": "hush"}])])

@@ -18,7 +18,7 @@ TWO = ["defaults.num_train_epochs=2", "defaults.per_device_train_batch_size=4"]
 
 
 def go(release: Path, student: Path, output: Path, *overrides: str, **options: Any) -> list[train.Finished]:
-    return train.run(plan.prepare(str(release), str(student), output, "smoke", overrides, **options), quiet=True)
+    return train.run(plan.Job(str(release), str(student), output, "smoke", overrides, **options))
 
 
 def record(directory: Path) -> dict[str, Any]:
