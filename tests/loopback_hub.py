@@ -19,6 +19,8 @@ import pytest
 from loopback_repo import Refusal
 from loopback_routes import TOKEN, Answer, Fault, Hub
 
+_API: Final = "/api/(?:datasets|models)"
+"""Datasets and models share their names here."""
 _REPO: Final = r"(?P<repo>[^/]+/[^/]+)"
 _AT: Final = r"(?P<revision>[^/]+)"
 _OID: Final = r"(?P<oid>[0-9a-f]{64})"
@@ -28,20 +30,20 @@ _ROUTES: Final = tuple(
         ("whoami", "GET", "/api/whoami-v2"),
         ("validate", "POST", "/api/validate-yaml"),
         ("create", "POST", "/api/repos/create"),
-        ("refs", "GET", f"/api/datasets/{_REPO}/refs"),
-        ("tree", "GET", f"/api/datasets/{_REPO}/tree/{_AT}(?:/(?P<path>.+))?"),
-        ("paths", "POST", f"/api/datasets/{_REPO}/paths-info/{_AT}"),
-        ("commits", "GET", f"/api/datasets/{_REPO}/commits/{_AT}"),
-        ("preupload", "POST", f"/api/datasets/{_REPO}/preupload/{_AT}"),
-        ("batch", "POST", rf"/datasets/{_REPO}\.git/info/lfs/objects/batch"),
+        ("refs", "GET", f"{_API}/{_REPO}/refs"),
+        ("tree", "GET", f"{_API}/{_REPO}/tree/{_AT}(?:/(?P<path>.+))?"),
+        ("paths", "POST", f"{_API}/{_REPO}/paths-info/{_AT}"),
+        ("commits", "GET", f"{_API}/{_REPO}/commits/{_AT}"),
+        ("preupload", "POST", f"{_API}/{_REPO}/preupload/{_AT}"),
+        ("batch", "POST", rf"(?:/datasets)?/{_REPO}\.git/info/lfs/objects/batch"),
         ("put", "PUT", f"/lfs/{_REPO}/{_OID}"),
         ("verify", "POST", f"/lfs/{_REPO}/verify"),
         ("get", "GET", f"/lfs/{_REPO}/{_OID}"),
-        ("commit", "POST", f"/api/datasets/{_REPO}/commit/{_AT}"),
-        ("tag", "POST", f"/api/datasets/{_REPO}/tag/{_AT}"),
-        ("branch", "POST", f"/api/datasets/{_REPO}/branch/(?P<name>[^/]+)"),
-        ("resolve", "GET", f"/datasets/{_REPO}/resolve/{_AT}/(?P<path>.+)"),
-        ("info", "GET", f"/api/datasets/{_REPO}(?:/revision/{_AT})?"),
+        ("commit", "POST", f"{_API}/{_REPO}/commit/{_AT}"),
+        ("tag", "POST", f"{_API}/{_REPO}/tag/{_AT}"),
+        ("branch", "POST", f"{_API}/{_REPO}/branch/(?P<name>[^/]+)"),
+        ("resolve", "GET", f"(?:/datasets)?/{_REPO}/resolve/{_AT}/(?P<path>.+)"),
+        ("info", "GET", f"{_API}/{_REPO}(?:/revision/{_AT})?"),
     )
 )
 

@@ -134,7 +134,7 @@ class Hub:
         if token != TOKEN or asked["organization"] != "org":
             raise Refusal(403, f'You don\'t have the rights to create a dataset under "{asked["organization"]}"')
         name = f"{asked['organization']}/{asked['name']}"
-        url = {"url": f"{self.url}/datasets/{name}"}
+        url = {"url": f"{self.url}/{'datasets/' if asked.get('type') == 'dataset' else ''}{name}"}
         with self.lock:
             if name in self.repos:
                 return Answer(json.dumps(url | {"error": "You already created this dataset repo"}).encode(), 409)

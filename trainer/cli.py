@@ -17,8 +17,8 @@ from typer import Option
 
 from trainer.errors import RecipeError, TrainerError
 
-about = "Train a student on a release of `builder`, stage by stage, in the order that its manifest gives."
-app = typer.Typer(help=about, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+ABOUT = "Train a student on a release of `builder`, stage by stage, in the order that its manifest gives."
+app = typer.Typer(help=ABOUT, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 PLAN = Path(__file__).parent / "plan.txt.jinja"
 HEAD, TAIL = 160, 40  # tokens shown of each end of a long part
 OVERRIDES = typer.Argument(metavar="KEY=VALUE", help="`defaults.KEY=VALUE`, `stages.STAGE.KEY=VALUE` …")

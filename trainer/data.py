@@ -14,8 +14,7 @@ from trainer.errors import ModelError, ReleaseError
 from trainer.schedule import Stage
 
 MANIFEST = ".builder/manifest.json"
-# Columns of an sft stage, as far as training reads them, with Arrow types that serve. `prefix_chars`, with mask_prefix:
-# how many characters of the completion a student wrote.
+# Columns that training reads, with Arrow types that serve. prefix_chars: what a student wrote of the completion.
 UNREAD = ("data/candidates/", "data/logprobs/")  # stay on the Hub
 MESSAGES, NUMBER = r"(large_)?list<.*: struct<(?=.*\brole: )(?=.*\bcontent: ).*", r"u?int\d+"
 TURNS, PREFIX = {"prompt": MESSAGES, "completion": MESSAGES}, {"prefix_chars": NUMBER}
@@ -81,8 +80,8 @@ def check_stage(release: Release, stage: Stage, mask_prefix: bool = False, held_
     if rows == 0 or rows != stage.rows:
         raise ReleaseError(f"Stage {stage.name} holds {rows:,} rows, the schedule says {stage.rows:,}. Build it again.")
     if held_out and not held:
-        told = f"{release.source} has no data/{stage.config}/validation-*.parquet"
-        raise ReleaseError(f"{told}. Choose a release with held-out prompts, or set eval_strategy to no.")
+        told = f"{release.source} has no data/{stage.config}/validation-*.parquet, which eval_strategy asks for"
+        raise ReleaseError(f"{told}. Choose a release with held-out prompts.")
     schemas = {path: pq.read_schema(path) for path in files + held if stage.kind == "sft"}
     for path, schema in (schemas | ({release.root: plain["train"].features.arrow_schema} if plain else {})).items():
         needed = ({"messages": MESSAGES} if "messages" in schema.names else TURNS) if plain else COLUMNS
@@ -90,17 +89,13 @@ def check_stage(release: Release, stage: Stage, mask_prefix: bool = False, held_
         found = {name: str(schema.field(name).type) if name in schema.names else "missing" for name in needed}
         if wrong := [f"{name}: {kind}" for name, kind in found.items() if not re.fullmatch(needed[name], kind)]:
             told = (
-                f"{path} has the wrong columns ({', '.join(wrong)}). An sft stage needs prompt and completion as lists"
+                f"{path} has the wrong columns ({', '.join(wrong)}). An sft stage needs prompt, completion (lists of "
             )
-            told += (
-                " of {role, content}, position, response_id, and prefix_chars if mask_prefix is on; without a manifest"
-            )
+            told += "{role, content}), position, response_id, and prefix_chars if mask_prefix is on; without manifest"
             raise ReleaseError(f"{told} prompt and completion, or messages. Build it again.")
     trained = [path for other in release.manifest.schedule for path in release.files(other.config)] if held else []
     if both := values(held, "prompt_id") & values(trained, "prompt_id"):
-        raise ReleaseError(
-            f"{len(both):,} prompts held out of {stage.name} are trained on, as {min(both)}: split anew."
-        )
+        raise ReleaseError(f"{len(both)} prompts held out of {stage.name} are trained on, as {min(both)}: split anew.")
 
 
 def values(files: list[Path], column: str) -> set[Any]:

@@ -56,10 +56,8 @@ def read(directory: Path) -> Record | None:
 def differences(record: Record, wanted: Record) -> list[str]:
     """What a stage was trained with that is now asked otherwise. A wanted None is not known yet."""
     then, now = record["settings"], wanted["settings"]
-    changed = sorted(
-        name for name in {*then, *now} - {*config.ARGUMENTS["cosmetic"]} if then.get(name) != now.get(name)
-    )
-    found = [f"{name} {then.get(name)!r}, now {now.get(name)!r}" for name in changed]
+    names = sorted({*then, *now} - {*config.ARGUMENTS["cosmetic"]})
+    found = [f"{n} {then.get(n)!r}, now {now.get(n)!r}" for n in names if then.get(n) != now.get(n)]
     return found + [k for k, v in wanted.items() if k != "settings" and v is not None and record.get(k) != v]
 
 
@@ -107,8 +105,8 @@ def push(repo: str, directory: Path) -> str:
         repo = HfApi().create_repo(repo, private=True, exist_ok=True).repo_id
         return str(HfApi().upload_folder(repo_id=repo, folder_path=directory, commit_message=directory.name).commit_url)
     except Exception as error:
-        reason = f"{directory} is trained and kept, but cannot be pushed to {repo}: {' '.join(str(error).split())}"
-        raise StageError(f"{reason}. Check HF_TOKEN and the name, then rerun: nothing is trained again.") from error
+        told = f"{directory} is trained and kept, but cannot be pushed to {repo}: {' '.join(str(error).split())}"
+        raise StageError(f"{told}. Check HF_TOKEN and the name, then rerun: nothing is trained again.") from error
 
 
 def _json(path: Path) -> Any:

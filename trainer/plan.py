@@ -86,8 +86,8 @@ def notes(job: Job, stage: Stage) -> list[str]:
     foreign, near = origin and base and base != origin, weights and starts and weights != starts
     if not (foreign or near) or "mixed" not in data.values(job.release.files(stage.config), "policy"):
         return []
-    told = f"its mixed rows were rolled out from weights {weights}, of {origin}; this stage starts from {starts or '-'}, of"
-    told += f" {base}: " + ("off-policy, another student's mistakes" if foreign else "near, but not on-policy")
+    told = f"its mixed rows were rolled out from weights {weights}, of {origin}; this stage starts from {starts or '-'}"
+    told += f", of {base}: " + ("off-policy, another student's mistakes" if foreign else "near, but not on-policy")
     return [f"{told}. For rows of your own run `builder mix` with your checkpoint."]
 
 
@@ -114,21 +114,15 @@ def _line(job: Job, stage: Stage, counts: dict[str, int]) -> Record:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = {name: getattr(SFTConfig, name) for name in DEFAULTS.split()} | job.settings[stage.name]
-    warnings, epochs, samples, window = (
-        notes(job, stage),
-        settings["num_train_epochs"],
-        counts["rows"],
-        counts["longest"],
-    )
+    warnings, samples, window = notes(job, stage), counts["rows"], counts["longest"]
+    epochs, batch = settings["num_train_epochs"], settings["per_device_train_batch_size"]
     if dropped := counts["dropped_rows"]:
         warnings += [f"{dropped:,} rows exceed max_length {settings['max_length']:,} and are left out"]
     if settings["packing"]:
-        window = settings["max_length"]
-        samples = -(-counts["tokens"] // window)  # as if every window filled up
+        window, samples = settings["max_length"], -(-counts["tokens"] // settings["max_length"])  # if all filled up
         warnings += ["packing: order holds between blocks of 1,000 rows, not inside; steps are at least these"]
-    batch = settings["per_device_train_batch_size"]
-    processes, accumulation = int(os.environ.get("WORLD_SIZE", "1")), settings["gradient_accumulation_steps"]
-    steps = schedule.optimizer_steps(samples, epochs, batch * processes, accumulation)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    steps = schedule.optimizer_steps(samples, epochs, batch * processes, settings["gradient_accumulation_steps"])
     asked = settings["max_steps"] if settings["max_steps"] > 0 else steps
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(job.base.path))  # type: ignore[no-untyped-call]

@@ -21,11 +21,8 @@ OPEN, CLOSE, PROBE = "<think>", "</think>", "qzxv"  # the last stands for an ans
 
 
 class Renderer:
-    """A tokenizer with what its template and its model's files say about the beginning and the end of an answer.
-
-    `end` closes the assistant's turn; `stops` is where inference stops, as the model's files say; `opening` the
-    generation prompt; `final`, gpt-oss only, the header that the model itself writes before its answer.
-    """
+    """A tokenizer, and how answers begin and end: `end` closes the assistant's turn; inference stops at `stops`, as the
+    model's files say; `opening` is the generation prompt; `final` the header that gpt-oss writes before its answer."""
 
     def __init__(self, path: Path, name: str) -> None:
         try:
@@ -33,11 +30,9 @@ class Renderer:
             model = AutoConfig.from_pretrained(path).get_text_config()
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"{name} is not a model with a tokenizer: {str(error).strip().splitlines()[0]}") from error
-        for needed in ("chat_template", "eos_token"):
-            if getattr(self.tokenizer, needed) is None:
-                raise ModelError(
-                    f"{name} has no {needed.replace('_', ' ')}: how to prompt or end is unknown. Choose an instruct model."
-                )
+        has = {"chat template": self.tokenizer.chat_template, "eos token": self.tokenizer.eos_token}
+        for missing in (what for what in has if has[what] is None):
+            raise ModelError(f"{name} has no {missing}: how to prompt or end is unknown. Choose an instruct model.")
         self.vocabulary, stops = model.vocab_size, model.eos_token_id
         if (path / "generation_config.json").is_file():
             stops = GenerationConfig.from_pretrained(path).eos_token_id
@@ -122,8 +117,8 @@ class Renderer:
         written = row.get("prefix_chars") or 0
         chars = written - (len(row["completion"][0]["content"] or "") - len(text))  # less what the prompt has opened
         if written and (self.final or chars >= len(text)):
-            told = f"Reply {row['response_id']}: the student wrote {written:,} characters, "
-            told += "which gpt-oss's channels move about" if self.final else "its whole completion"
+            why = "which gpt-oss's channels move about" if self.final else "its whole completion"
+            told = f"Reply {row['response_id']}: the student wrote {written:,} characters, {why}"
             raise RenderError(f"{told}, so nothing tells what to train. Leave mask_prefix off, or drop such replies.")
         return len(self.tokenizer(text[:chars], add_special_tokens=False)["input_ids"]) if written and chars > 0 else 0
 
@@ -151,9 +146,7 @@ def tokens(
     kept = lengths <= (limit or lengths.max())
     if (dropped := int((~kept).sum())) and not (drop and kept.any()):
         named = f"longest {lengths.max():,} tokens, first {dataset[int(kept.argmin())]['response_id']}"
-        told = (
-            f"Stage {stage}: {dropped:,} of {len(kept):,} rows exceed max_length {limit:,} ({named}). Cut, they would"
-        )
+        told = f"Stage {stage}: {dropped:,} of {len(kept):,} rows exceed max_length {limit:,} ({named}). Cut they would"
         raise RenderError(f"{told} teach to stop in mid-thought: raise it, drop them by a rule or by --drop-too-long.")
     order = positions.to_numpy().argsort()
     counts = {"rows": int(kept.sum()), "dropped_rows": dropped, "longest": int(lengths[kept].max())}

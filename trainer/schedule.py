@@ -30,16 +30,13 @@ class Stage(BaseModel):
 
 
 def stages(schedule: Sequence[Stage], until: str | None = None, first: str | None = None) -> list[Stage]:
-    """The stages in manifest order with `init` resolved, up to `until`; `first` has to be one of them.
-
-    Raises ReleaseError where names repeat or `init` names no earlier stage, RecipeError for unknown ones.
-    """
+    """The stages in manifest order with `init` resolved, up to `until`; `first` has to be one. Raises TrainerError."""
     found: dict[str, Stage] = {}
     for number, stage in enumerate(schedule, start=1):
         known = ("base", "previous", *found)
         if stage.name in found or stage.init not in known:
-            told = f"Stage {stage.name!r} repeats a name, or its init {stage.init!r} is not one of {', '.join(known)}"
-            raise ReleaseError(f"{told}. Build the release again.")
+            told = f"Stage {stage.name!r} repeats a name, or its init {stage.init!r} is not one of {', '.join(known)}."
+            raise ReleaseError(told)
         init = next(reversed(found), "base") if stage.init == "previous" else stage.init
         found[stage.name] = stage.model_copy(update={"number": number, "init": init})
     upto = [name for name in found if until not in found or found[name].number <= found[until].number]

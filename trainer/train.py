@@ -23,6 +23,7 @@ from trainer.schedule import Stage
 # A stage that --output holds when `run` returns; `trained` is false where it was there before.
 Finished = namedtuple("Finished", "stage directory trained weights_sha256 train_loss")
 PACKAGES = ("tempered", "torch", "transformers", "trl", "accelerate", "datasets", "tokenizers")
+ADVICE = config.ARGUMENTS["failures"]
 EVERY_S = 30.0  # between two lines where there is no terminal
 
 
@@ -46,22 +47,19 @@ def run(job: plan.Job) -> list[Finished]:
             wanted = plan.identity(job, stage)
             with args.main_process_first(local=False):
                 checkpoint = lineage.start(Path(str(args.output_dir)), wanted | {"processes": args.world_size})
-            at = f", going on at {checkpoint.name}" if checkpoint else ""
-            starts = f"{rows[stage.name][0][1]['rows']:,} rows, from {stage.init}{at}"
+            starts = f"{rows[stage.name][0][1]['rows']:,} rows, from {stage.init}"
+            starts += f", going on at {checkpoint.name}" if checkpoint else ""
             for line in [*plan.notes(job, stage), starts] if not job.quiet and args.process_index == 0 else ():
                 print(f"stage {stage.name}: {line}", file=sys.stderr, flush=True)
             try:
                 train_stage(job, stage, wanted, args, rows[stage.name], checkpoint)
             except Exception as error:
-                for advice in (
-                    advice for words, advice in config.ARGUMENTS["failures"].items() if words in str(error).lower()
-                ):
-                    kept = "Finished stages and the last checkpoint are kept: run it again to go on"
-                    raise StageError(f"Stage {stage.name} stopped: {advice}. {kept}.") from error
-                raise
-        record = plan.held(job, stage) or {}
-        known = (record["weights_sha256"], record["train_loss"])
-        finished.append(Finished(stage.name, directory, stage in missing, *known))
+                if not (advice := [text for words, text in ADVICE.items() if words in str(error).lower()]):
+                    raise
+                kept = "Finished stages and the last checkpoint are kept: run it again to go on."
+                raise StageError(f"Stage {stage.name} stopped: {advice[0]}. {kept}") from error
+        done = plan.held(job, stage) or {}
+        finished.append(Finished(stage.name, directory, stage in missing, done["weights_sha256"], done["train_loss"]))
 
     # `final` is the last stage of this run; the rendered rows have served.
     with first.main_process_first(local=False):

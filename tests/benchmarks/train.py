@@ -55,13 +55,13 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def plain(job: plan.Job, prepared: render.Rendered, output: Path) -> None:
-    args = train.trl_arguments(job, job.stages[0], quiet=True)
+def plain(job: plan.Job, tokens: Any, output: Path) -> None:
+    args = train.trl_arguments(job, job.stages[0])
     args.output_dir = str(output)
     # In the stage's own order, as everybody would write it without a schedule.
     args.train_sampling_strategy = "sequential"
     tokenizer = AutoTokenizer.from_pretrained(job.base.path)
-    trainer = SFTTrainer(str(job.base.path), args, train_dataset=prepared.dataset(), processing_class=tokenizer)
+    trainer = SFTTrainer(str(job.base.path), args, train_dataset=tokens, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.save_model()
@@ -70,20 +70,21 @@ def plain(job: plan.Job, prepared: render.Rendered, output: Path) -> None:
 def training(folder: Path, rounds: int) -> float:
     release = write_release(folder / "v1", {"one": rows(ROWS, 12)})
     options = ["defaults.logging_steps=10", "defaults.disable_tqdm=true"]
-    base, tokens = student(folder / "student"), 0
+    base, trained = student(folder / "student"), 0
     ours, theirs = [], []
     for number in range(rounds + 1):  # the first warms up
-        job = plan.prepare(str(release), str(base), folder / f"out{number}", "smoke", options)
+        job = plan.Job(str(release), str(base), folder / f"out{number}", "smoke", options)
         (folder / f"rows{number}").mkdir()
         prepared = plan.rendered(job, job.stages[0], folder / f"rows{number}")
-        tokens, wanted = prepared.tokens, plan.identity(job, job.stages[0], job.base.weights_sha256)
-        args = train.trl_arguments(job, job.stages[0], quiet=True)
+        tokens, counts = prepared[0]
+        trained, wanted = counts["tokens"], plan.identity(job, job.stages[0])
+        args = train.trl_arguments(job, job.stages[0])
         train.lineage.start(Path(str(args.output_dir)), wanted)
-        stage = partial(train.train_stage, job, job.stages[0], wanted, args, [prepared], None, True)
-        arms = [(ours, stage), (theirs, partial(plain, job, prepared, folder / f"plain{number}"))]
+        stage = partial(train.train_stage, job, job.stages[0], wanted, args, prepared, None)
+        arms = [(ours, stage), (theirs, partial(plain, job, tokens, folder / f"plain{number}"))]
         for times, work in arms if number % 2 else reversed(arms):
             times.append(seconds(work))
-    fast, slow = (tokens / min(times[1:]) for times in (theirs, ours))
+    fast, slow = (trained / min(times[1:]) for times in (theirs, ours))
     print(
         f"training      {slow:>10,.0f} tokens/s a stage, {fast:,.0f} plain SFTTrainer: {slow / fast:.3f} (goal {GOAL})"
     )
@@ -92,7 +93,7 @@ def training(folder: Path, rounds: int) -> float:
 
 def preparation(folder: Path, rounds: int) -> None:
     release = data.resolve(str(write_release(folder / "v2", {"one": rows(TEXTS, 60)})))
-    renderer = render.load(folder / "student", "student")
+    renderer = render.Renderer(folder / "student", "student")
     texts = ["".join(renderer.texts(row)) for batch in data.read(release, "one") for row in batch]
 
     def bare() -> None:
@@ -100,13 +101,14 @@ def preparation(folder: Path, rounds: int) -> None:
             renderer.tokenizer(texts[begin : begin + 512], add_special_tokens=False)
 
     def ours() -> None:
-        rendered = render.write(data.read(release, "one"), renderer, folder / "a", stage="one", limit=None, drop=False)
-        counts.append(rendered.tokens)
+        path = folder / f"{len(counts)}.arrow"
+        counts.append(render.tokens(data.read(release, "one"), renderer, path, stage="one", limit=None, drop=False)[1])
 
-    counts: list[int] = []
+    counts: list[dict[str, int]] = []
     times = [(seconds(ours), seconds(bare)) for _ in range(rounds)]
     mine, theirs = (min(each) for each in zip(*times, strict=True))
-    ratio = f"{counts[0] / mine:>10,.0f} tokens/s, {counts[0] / theirs:,.0f} by bare batched calls: {theirs / mine:.3f}"
+    total = counts[0]["tokens"]
+    ratio = f"{total / mine:>10,.0f} tokens/s, {total / theirs:,.0f} by bare batched calls: {theirs / mine:.3f}"
     print(f"preparation   {ratio} (rows {TEXTS:,}, templates, labels, checks and Arrow included)")
 
 

@@ -19,7 +19,7 @@ def settle(how: config.Recipe) -> dict[str, dict[str, object]]:
     return config.settle(how, STAGES, STAGES)
 
 
-@pytest.mark.parametrize("name", ["sft", "dasd", "r1-distill", "r1", "smoke"])
+@pytest.mark.parametrize("name", config.PACKAGED)
 def test_packaged_recipe_settles_every_sft_stage(name: str) -> None:
     header = config.PACKAGED[name].read_text(encoding="utf-8")
     assert header.startswith(f"# {name}: ")
@@ -49,6 +49,27 @@ def test_layers_override_from_defaults_over_release_and_kind_to_stage(tmp_path: 
     assert settled["mixed-policy"]["learning_rate"] == 1e-5
     assert "warmup_steps" not in settled["low-temperature"]
     assert settled["low-temperature"]["model_init_kwargs"] == {"dtype": "float32", "attn_implementation": "sdpa"}
+
+
+SIZES = {"1.5b": 1e-4, "7b": 8e-5, "14b": 7e-5, "32b": 6e-5, "8b": 5e-5, "70b": 2e-5}
+
+
+@pytest.mark.parametrize(("size", "rate"), SIZES.items())
+def test_r1_distill_has_a_recipe_for_each_student(size: str, rate: float) -> None:
+    of_size = config.load(f"r1-distill-{size}")
+    assert of_size.defaults == config.load("r1-distill").defaults | {"learning_rate": rate}
+
+
+def test_a_recipe_says_only_what_differs_from_its_base(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: dasd\ndefaults: {seed: 7, model_init_kwargs: {dtype: float32}}\n")
+    mine, theirs = config.load(path), config.load("dasd")
+    init = theirs.defaults["model_init_kwargs"] | {"dtype": "float32"}
+    assert mine.defaults == theirs.defaults | {"seed": 7, "model_init_kwargs": init}
+    assert mine.stages == theirs.stages and mine.required == set()  # a stage that the base knows may be missing
+    path.write_text("base: dast\n")
+    with pytest.raises(RecipeError, match=r"Recipe dast is neither a file nor .* did you mean 'dasd'"):
+        config.load(path)
 
 
 def test_an_override_of_a_stage_wins_over_the_release() -> None:
@@ -102,6 +123,7 @@ def test_mistakes_are_refused_with_advice(name: str, overrides: list[str], messa
     [
         ("default: {}", "did you mean 'defaults'"),
         ("- a", "unknown key"),
+        ("bases: sft", "did you mean 'base'"),
         ("stages: {low-temperatur: {seed: 1}}\ndefaults: {max_length: 8}", "did you mean 'low-temperature'"),
         ("stages: {sft: 3}", "3 stands where"),
         ("defaults: {learning_rate: 1e-4}", "max_length"),

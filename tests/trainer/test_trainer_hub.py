@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loopback_hub import TOKEN, Fault, Hub, hub, use
+from loopback_hub import EXCUSED, TOKEN, Fault, Hub, hub, use
 from trainer_toys import stage_rows, write_release
 
 from trainer import cli
@@ -101,6 +101,52 @@ def test_training_on_a_published_version_records_its_commit(
     remote.faults[:] = [Fault("*", "down", times=10_000)]
     refused = trainer(monkeypatch, capsys, "run", "--dataset", "org/toy@v3", *options, code=1)
     assert refused.startswith("ReleaseError: Cannot get dataset org/toy at v3")
+
+
+def test_a_plain_dataset_on_the_hub_is_one_stage_at_its_commit(remote: Hub, tmp_path: Path) -> None:
+    rows = [json.dumps({"prompt": row["prompt"], "completion": row["completion"]}) for row in stage_rows(0, 5)]
+    plain = remote.add("org/plain", {"train.jsonl": "\n".join(rows).encode(), "notes.md": b"no rows"})
+    commit = plain.branches["main"]
+    code = RESOLVE.replace('"low-temperature"', '"train"')
+    home = tmp_path / "home"
+    command = [sys.executable, "-c", code, "org/plain@main", f"org/plain@{commit}", "org/plain@v1"]
+    done = subprocess.run(command, env=remote.environment(home), capture_output=True, text=True, check=True)
+    main, pinned, missing = done.stdout.splitlines()
+    assert main == f"{commit} org/plain@main 5" and pinned == f"{commit} org/plain@{commit} 5"
+    assert missing.startswith("Cannot get dataset org/plain at v1: ")
+
+
+@EXCUSED
+def test_a_student_from_the_hub_is_trained_and_its_last_stage_pushed(
+    remote: Hub,
+    student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    use(remote, monkeypatch, tmp_path / "cache")
+    base = remote.add("org/base", files(student) | {"pytorch_model.bin": b"a pickle"}, tag="v1")
+    commit, output = base.tags["v1"], tmp_path / "out"
+    options = ["--dataset", "org/toy@v2", "--model", "org/base", "--output", str(output), "--recipe", "smoke", "--json"]
+    plan = json.loads(trainer(monkeypatch, capsys, "plan", *options))
+    assert plan["model"] == {"name": "org/base", "revision": commit}
+    assert not {"model.safetensors", "pytorch_model.bin"} & set(remote.asked()), "a plan needs no weights"
+
+    told = json.loads(trainer(monkeypatch, capsys, "run", *options, "--push-to-hub", "org/student"))
+    assert "pytorch_model.bin" not in remote.asked()
+    pushed = remote.repos["org/student"]
+    assert pushed.private and told["pushed"].endswith(pushed.branches["main"])
+    tree = pushed.contents("main")
+    kept = files(output / "2-high-temperature")
+    assert {path: content for path, content in tree.items() if path != ".gitattributes"} == kept
+    card = tree["README.md"].decode()
+    dataset = remote.repos["org/toy"].tags["v2"]
+    assert "base_model: org/base" in card and f"datasets/org/toy/tree/{dataset}" in card
+    assert not any(str(tmp_path).encode() in content for content in tree.values())
+
+    remote.faults[:] = [Fault("preupload", 500, times=10_000)]
+    refused = trainer(monkeypatch, capsys, "run", *options, "--push-to-hub", "org/student", code=1)
+    assert "2-high-temperature is trained and kept, but cannot be pushed to org/student" in refused
 
 
 def trainer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
