@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import is_zipfile
 
 from jinja2 import StrictUndefined, Template
 
@@ -18,9 +19,7 @@ CARD = Path(__file__).parent / "card.md.jinja"
 TOKENIZER = ("*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "special_tokens_map.json")
 
 
-class Base(NamedTuple):
-    """The student before training: a directory, or a Hub model at a commit."""
-
+class Base(NamedTuple):  # the student before training: a directory, or a Hub model at a commit
     name: str
     revision: str | None
     path: Path
@@ -68,8 +67,11 @@ def start(partial: Path, wanted: dict[str, Any]) -> Path | None:
         partial.mkdir(parents=True)
         (partial / STARTED).write_text(json.dumps(wanted), encoding="utf-8")
     found = sorted(partial.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
-    # transformers writes trainer_state.json last, and random states only beside an optimizer.
-    whole = [path for path in found if _json(path / "trainer_state.json") and any(path.glob("rng_state*"))]
+    # The first process writes trainer_state.json last, each one its random state, and these only beside an optimizer.
+    states = {
+        path: sum(map(is_zipfile, path.glob("rng_state*"))) for path in found if _json(path / "trainer_state.json")
+    }
+    whole = [path for path in found if states.get(path) == wanted["processes"]]
     for path in {*found} - {*whole}:
         shutil.rmtree(path)
     return whole[-1] if whole else None

@@ -12,7 +12,7 @@ from typing import Any
 
 from peft import LoraConfig
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
 from trainer import config, lineage, plan, render, schedule
@@ -20,7 +20,6 @@ from trainer.errors import RecipeError, StageError
 from trainer.lineage import Record
 from trainer.schedule import Stage
 
-# A stage that --output holds when `run` returns; `trained` is false where it was there before.
 Finished = namedtuple("Finished", "stage directory trained weights_sha256 train_loss")
 PACKAGES = ("tempered", "torch", "transformers", "trl", "accelerate", "datasets", "tokenizers")
 ADVICE = config.ARGUMENTS["failures"]
@@ -29,7 +28,7 @@ EVERY_S = 30.0  # between two lines where there is no terminal
 
 def run(job: plan.Job) -> list[Finished]:
     """Train the job's stages into its output, going on where an earlier run stopped. Raises TrainerError."""
-    # Whatever can be refused is refused before the first step of training, too long rows included.
+    # Whatever can be refused is refused before the first step, too long rows included.
     arguments = {stage.name: trl_arguments(job, stage) for stage in job.asked}
     missing = [stage for stage in job.stages if plan.held(job, stage) is None]
     folder, first = job.output / ".rendered", arguments[job.asked[0].name]
@@ -47,9 +46,8 @@ def run(job: plan.Job) -> list[Finished]:
             wanted = plan.identity(job, stage)
             with args.main_process_first(local=False):
                 checkpoint = lineage.start(Path(str(args.output_dir)), wanted | {"processes": args.world_size})
-            starts = f"{rows[stage.name][0][1]['rows']:,} rows, from {stage.init}"
-            starts += f", going on at {checkpoint.name}" if checkpoint else ""
-            for line in [*plan.notes(job, stage), starts] if not job.quiet and args.process_index == 0 else ():
+            begin = f"{rows[stage.name][0][1]['rows']:,} rows, from {checkpoint.name if checkpoint else stage.init}"
+            for line in [*plan.notes(job, stage), begin] if not job.quiet and args.process_index == 0 else ():
                 print(f"stage {stage.name}: {line}", file=sys.stderr, flush=True)
             try:
                 train_stage(job, stage, wanted, args, rows[stage.name], checkpoint)
@@ -134,15 +132,14 @@ def record_of(job: plan.Job, stage: Stage, counts: dict[str, int], trainer: SFTT
 
 
 class EpochSampler(SequentialSampler):
-    """The schedule's order of one epoch; the Trainer announces each through `set_epoch`."""
+    """The schedule's order of the epoch that the trainer is in. Its own state says which: with several processes,
+    `set_epoch` does not reach a sampler whose first batches are skipped (accelerate 1.15)."""
 
-    epoch, seed = 0, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    trainer: Trainer
 
     def __iter__(self) -> Iterator[int]:
-        return iter(schedule.epoch_order(len(self), self.epoch, self.seed))
+        args, epoch = self.trainer.args, int(self.trainer.state.epoch or 0)
+        return iter(schedule.epoch_order(len(self), epoch, args.seed if args.data_seed is None else args.data_seed))
 
 
 class ScheduledTrainer(SFTTrainer):
@@ -151,7 +148,7 @@ class ScheduledTrainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
         sampler = EpochSampler(rows)
-        sampler.seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        sampler.trainer = self
         return sampler
 
 

@@ -79,7 +79,7 @@ def training(folder: Path, rounds: int) -> float:
         tokens, counts = prepared[0]
         trained, wanted = counts["tokens"], plan.identity(job, job.stages[0])
         args = train.trl_arguments(job, job.stages[0])
-        train.lineage.start(Path(str(args.output_dir)), wanted)
+        train.lineage.start(Path(str(args.output_dir)), wanted | {"processes": 1})
         stage = partial(train.train_stage, job, job.stages[0], wanted, args, prepared, None)
         arms = [(ours, stage), (theirs, partial(plain, job, tokens, folder / f"plain{number}"))]
         for times, work in arms if number % 2 else reversed(arms):

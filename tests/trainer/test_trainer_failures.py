@@ -228,13 +228,13 @@ def checkpoint(partial: Path, step: int, state: str | None = '{"global_step": 1}
     folder = partial / f"checkpoint-{step}"
     folder.mkdir(parents=True)
     if random:
-        (folder / "rng_state.pth").touch()
+        torch.save({"cpu": 0}, folder / "rng_state.pth")
     if state is not None:
         (folder / "trainer_state.json").write_text(state, encoding="utf-8")
 
 
 def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
-    wanted = {"settings": {"learning_rate": 1}, "rowset_hash": "0"}
+    wanted = {"settings": {"learning_rate": 1}, "rowset_hash": "0", "processes": 1}
     assert lineage.start(tmp_path / "p", wanted) is None
     checkpoint(tmp_path / "p", 9)
     checkpoint(tmp_path / "p", 10)
@@ -246,3 +246,16 @@ def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
     (tmp_path / "p" / "started.json").write_text('{"sett')
     assert lineage.start(tmp_path / "p", wanted) is None
     assert [path.name for path in (tmp_path / "p").iterdir()] == ["started.json"]
+
+
+def test_a_checkpoint_is_whole_with_the_random_state_of_each_process(tmp_path: Path) -> None:
+    wanted = {"settings": {}, "rowset_hash": "0", "processes": 2}
+    assert lineage.start(tmp_path, wanted) is None
+    for step in (1, 2, 3):
+        checkpoint(tmp_path, step, random=False)
+        torch.save({"cpu": 0}, tmp_path / f"checkpoint-{step}" / "rng_state_0.pth")
+    torch.save({"cpu": 0}, tmp_path / "checkpoint-1" / "rng_state_1.pth")
+    whole = (tmp_path / "checkpoint-1" / "rng_state_1.pth").read_bytes()
+    (tmp_path / "checkpoint-3" / "rng_state_1.pth").write_bytes(whole[:-9])
+    assert lineage.start(tmp_path, wanted) == tmp_path / "checkpoint-1"
+    assert not (tmp_path / "checkpoint-2").exists() and not (tmp_path / "checkpoint-3").exists()

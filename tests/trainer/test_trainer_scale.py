@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -134,23 +135,55 @@ def test_the_plan_estimates_memory_and_time_by_the_formula(student: Path, releas
     assert line(PEFT)["state_bytes"] == parameters * 4
 
 
-def test_two_processes_give_the_loss_of_one_with_the_same_global_batch(
-    student: Path, release: Path, tmp_path: Path
-) -> None:
+def launch(release: Path, student: Path, output: Path, *overrides: str) -> list[subprocess.Popen[str]]:
+    """The run in two processes over gloo, as `accelerate launch` starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    arguments = ["run", "--dataset", release, "--model", student, "--output", tmp_path / "two", "--recipe", "smoke"]
+    arguments = ["run", "--dataset", release, "--model", student, "--output", output, "--recipe", "smoke"]
     command = [sys.executable, "-W", "ignore", "-m", "trainer.cli", *map(str, arguments), "--json"]
-    command += ["defaults.per_device_train_batch_size=2", "defaults.num_train_epochs=2"]
+    command += ["defaults.per_device_train_batch_size=2", "defaults.num_train_epochs=2", *overrides]
     shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    ranks = [
+    return [
         subprocess.Popen(command, env=shared | {"RANK": rank, "LOCAL_RANK": rank}, text=True, stdout=-1, stderr=-1)
         for rank in "01"
     ]
+
+
+def finish(ranks: list[subprocess.Popen[str]]) -> str:
+    """What the first process prints; the other prints nothing."""
     (out, err), (silent, _) = (process.communicate(timeout=200) for process in ranks)
     assert [process.returncode for process in ranks] == [0, 0], err
-    assert silent == "" and json.loads(out)["final"] == str(tmp_path / "two" / "final")
+    assert silent == ""
+    return out
+
+
+@pytest.mark.faults
+def test_two_processes_killed_in_each_stage_end_with_the_bits_of_two_that_were_not(
+    student: Path, release: Path, tmp_path: Path
+) -> None:
+    each_step = ("defaults.save_strategy=steps", "defaults.save_steps=1", "defaults.save_total_limit=2")
+    finish(launch(release, student, tmp_path / "whole", *each_step))
+    for checkpoint in (".1-low-temperature.partial/checkpoint-4", ".2-high-temperature.partial/checkpoint-2"):
+        ranks = launch(release, student, tmp_path / "out", *each_step)
+        while not (tmp_path / "out" / checkpoint).exists():
+            assert {process.poll() for process in ranks} == {None}, "it ended before it could be killed"
+            time.sleep(0.001)
+        for process in reversed(ranks):
+            process.kill()
+            process.communicate()
+    out = finish(launch(release, student, tmp_path / "out", *each_step))
+    assert [stage["trained"] for stage in json.loads(out)["stages"]] == [False, True]
+    for whole in (path for path in (tmp_path / "whole").glob("*-*/*") if path.is_file()):
+        again = tmp_path / "out" / whole.relative_to(tmp_path / "whole")
+        assert again.read_bytes() == whole.read_bytes(), again
+
+
+def test_two_processes_give_the_loss_of_one_with_the_same_global_batch(
+    student: Path, release: Path, tmp_path: Path
+) -> None:
+    out = finish(launch(release, student, tmp_path / "two"))
+    assert json.loads(out)["final"] == str(tmp_path / "two" / "final")
 
     one = go(
         release, student, tmp_path / "one", "defaults.per_device_train_batch_size=4", "defaults.num_train_epochs=2"
