@@ -195,6 +195,9 @@ class Asker:
                 payload = self.wire.payload(request, token_ids=place.lane.gives_token_ids)
                 body = await self.client.post(self.wire.route, payload, place.lane, held)
             except EndpointError as error:
+                if isinstance(error, RefusedError):  # before the place is free: nobody is to take it
+                    self.stop.set()
+                    self.client.gate.close()
                 self._judge(request, place, error, again=again)
                 outcome = journals.FATAL if isinstance(error, FatalReply | RefusedError) else journals.FAILED
                 await _on_disk(self.journal.conclude(attempt_id, outcome, str(error)))

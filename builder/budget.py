@@ -101,8 +101,13 @@ class Reservation:
         self.budget.settle(self, prompt_tokens, completion_tokens)
 
 
-def open_budget(run: Run, teacher: Teacher, max_cost: float | None, max_tokens: int | None) -> Budget:
-    """A budget with what this run's replies took so far. Raises UsageError for a limit on money without prices."""
+def open_budget(
+    run: Run, teacher: Teacher, max_cost: float | None, max_tokens: int | None, *, judge: Prices | None = None
+) -> Budget:
+    """A budget with what this run's replies took so far, votes of a judge at its prices.
+
+    Raises UsageError for a limit on money without prices of the teacher.
+    """
     if max_cost is not None and teacher.prices is None:
         raise UsageError(
             f"--max-cost {max_cost:g} needs prices to count with: set teacher.prices={{input: USD, output: USD}} (per "
@@ -110,18 +115,22 @@ def open_budget(run: Run, teacher: Teacher, max_cost: float | None, max_tokens: 
         )
     budget = Budget(max_cost, max_tokens, teacher.prices)
     if max_cost is not None or max_tokens is not None:
-        budget.tokens, budget.cost = _used(run, budget)
+        budget.tokens, budget.cost = _used(run, budget, judge)
     return budget
 
 
-def _used(run: Run, budget: Budget) -> tuple[int, float]:
+def _used(run: Run, budget: Budget, judge: Prices | None) -> tuple[int, float]:
     """Tokens and USD of the replies that are paid by the recipe's prices, those read again by the teacher twice."""
     rescored = rescored_ids(run)
-    prompt = completion = again = 0
+    prompt = completion = again = voted = 0
+    votes = 0.0
     for _, rows in run.by_part("responses", ["response_id", "role", "prompt_tokens", "completion_tokens"]):
         for identity, role, sent, written in zip(*(column.to_pylist() for column in rows.itercolumns()), strict=True):
-            if role in PAID_ROLES:
+            if role == "judge":
+                voted += (sent or 0) + (written or 0)
+                votes += Budget(prices=judge).price(sent or 0, written or 0)
+            elif role in PAID_ROLES:
                 prompt += sent or 0
                 completion += written or 0
                 again += ((sent or 0) + (written or 0)) * (identity in rescored)
-    return prompt + completion + again, budget.price(prompt + again, completion)
+    return prompt + completion + again + voted, budget.price(prompt + again, completion) + votes

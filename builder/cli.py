@@ -1,7 +1,6 @@
 """The command line: one verb a step. Parses, calls, prints; everything else lives in the step's module."""
 
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ import typer
 
 from builder.diff_command import diff
 from builder.errors import UsageError
+from builder.eval_command import evaluate
 from builder.options import (
     BUDGET,
     AllowCodeOption,
@@ -24,6 +24,7 @@ from builder.options import (
 )
 from builder.publish_command import publish
 from builder.release_command import release
+from builder.verify_command import verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -173,10 +174,7 @@ def score(
     context.steps.score(retry=retry)
 
 
-@recipe_command(app)
-def verify(context: Context) -> None:
-    """responses → verdicts: correct, wrong, unscorable, timeout, error."""
-    context.steps.verify()
+recipe_command(app, options=BUDGET)(verify)
 
 
 @app.command()
@@ -307,38 +305,7 @@ def compare(
 app.command()(diff)
 
 
-@recipe_command(app, "eval", options=("limit",))
-def evaluate(
-    context: Context,
-    model: Annotated[str, typer.Option("--model", help="Folder of a model, or its name at --endpoint.")] = "",
-    questions: Annotated[str | None, typer.Option("--questions", help="Benchmark file; default: prompts.")] = None,
-    label: Annotated[str | None, typer.Option("--label", help="Name in eval/; default: the folder's.")] = None,
-    endpoint: Annotated[str | None, typer.Option("--endpoint", help="Server that holds the model.")] = None,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0)] = 1.0,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Replies a question.")] = 1,
-) -> None:
-    """pass@1 of a model on questions with golds, with its 95% interval."""
-    from builder.evaluate import evaluate as measure
-    from builder.section import PromptSource
-    from builder.show import note, show_evaluation
-
-    if not model:
-        raise UsageError("builder eval needs --model: a folder with a model, or a name that --endpoint serves.")
-    began = time.monotonic()
-    with context.reporter.progress("eval") as meter:
-        found = measure(
-            context.run,
-            context.recipe,
-            model,
-            label=label,
-            questions=PromptSource(source=questions) if questions else None,
-            temperature=temperature,
-            samples=samples,
-            endpoint=endpoint,
-            limit=context.steps.limit,
-            progress=lambda tally: meter.update(tally.done, None, note(tally, time.monotonic() - began)),
-        )
-    show_evaluation(context.reporter, found)
+recipe_command(app, "eval", options=("limit", *BUDGET))(evaluate)
 
 
 @recipe_command(app, writes=False)

@@ -166,15 +166,15 @@ class Client:
             return await _read(lane, answer, held)
 
 
-def endpoints_of(teacher: Teacher) -> list[Endpoint]:
-    """Endpoints of the recipe, else OPENAI_BASE_URL. Raises UsageError when neither is there."""
+def endpoints_of(teacher: Teacher, section: str = "teacher") -> list[Endpoint]:
+    """Endpoints of the recipe's section, else OPENAI_BASE_URL. Raises UsageError when neither is there."""
     if teacher.endpoints:
         return teacher.endpoints
     url = os.environ.get("OPENAI_BASE_URL")
     if not url:
         raise UsageError(
-            f"No endpoint for teacher {teacher.model!r}: the recipe names none and OPENAI_BASE_URL is not set. "
-            "Set it, or pass teacher.endpoints.0.url=http://host:port/v1."
+            f"No endpoint for {section} {teacher.model!r}: the recipe names none and OPENAI_BASE_URL is not set. "
+            f"Set it, or pass {section}.endpoints.0.url=http://host:port/v1."
         )
     try:
         return [Endpoint(url=url)]

@@ -1,9 +1,15 @@
 r"""Does a program do what the gold's tests ask? The last fenced block of a reply, run in `builder.sandbox`.
 
-Golds are Python tests as text (`assert f(2) == 3`, HumanEval's `check`, `test_*` functions, `unittest`), or JSON:
-`{"language": "python", "asserts": "…", "entry_point": "f"}` (the last key only where tests define `check(candidate)`),
-or `{"language": "python", "tests": [{"stdin": "…", "stdout": "…"}]}`. Python is the only language run; its standard
-library is all that a program may import.
+Golds are Python tests as text (`assert f(2) == 3`, `test_*` functions, `unittest`, HumanEval's tests, which define
+`check(candidate)` and should end in a line `check(f)`), or JSON:
+
+- `["assert f(2) == 3", …]`, as MBPP has them;
+- `{"asserts": "…", "entry_point": "f"}`, the last key for tests that define `check(candidate)` and do not call it;
+- `{"inputs": ["…", …], "outputs": ["…", …]}`, standard input and output as APPS and TACO have them;
+- `{"tests": [{"stdin": "…", "stdout": "…"}, …]}`, the same.
+
+An object may have `"language"`: Python, the default, is the only one run; its standard library is all that a program
+may import.
 
 Nothing that a program says about itself counts. Its output is compared here, every line; its functions are called from
 a process of its own, where the tests run and no line of the program does: they get the arguments and give plain data
@@ -46,7 +52,7 @@ LONGEST_PROGRAM: Final = 1_000_000
 TOTAL_S: Final = 60.0
 """Seconds for all tests of one program together."""
 
-_RULES: Final = "1"
+_RULES: Final = "2"
 _NO_LIMITS: Final = "the limits on the program could not be set, so it was not run"
 _NAMES: Final = {"py": "python", "python3": "python", "py3": "python"}
 _FENCE: Final = re.compile(r"^([ \t]*+)(`{3,}+|~{3,}+)[ \t]*+([^\s`{]*+)[^\n`]*+$", re.MULTILINE)
@@ -90,12 +96,14 @@ def code(gold: str, gold_type: str | None, answer: str, cut: bool, limits: Limit
 
 
 def code_version() -> str:
-    """Version of these rules and of the interpreter that runs the programs, such as `1 python 3.11`."""
+    """Version of these rules and of the interpreter that runs the programs, such as `2 python 3.11`."""
     return f"{_RULES} python {'.'.join(platform.python_version_tuple()[:2])}"
 
 
 def _outcome(verdict: Verdict, program: str | None, reason: str) -> Outcome:
-    vote = f"code:{verdict}" + (f": {reason[:500]}" if reason else "")
+    # A program chooses the words of its exceptions: half a surrogate pair could not be stored, a colour code be shown.
+    shown = "".join(sign if sign.isprintable() else " " for sign in reason[:500])
+    vote = f"code:{verdict}" + (f": {shown}" if shown else "")
     return Outcome(verdict, None if program is None else program[:LONGEST_ANSWER], (vote,))
 
 
@@ -131,15 +139,20 @@ def _content(text: str, indent: str) -> str:
 
 def read_tests(gold: str) -> Tests:
     """Read a gold. Raises ValueError, which says what is wrong with it, or RecursionError."""
-    if not gold.lstrip().startswith("{"):
-        if not gold.strip():
-            raise ValueError("it is empty")
+    text = gold.strip()
+    if not text:
+        raise ValueError("it is empty")
+    if not text.startswith(("{", "[")):
         return Tests("python", asserts=gold)
-    data = json.loads(gold)
-    unknown = sorted(set(data) - {"language", "tests", "asserts", "entry_point"})
-    if unknown or ("tests" in data) == ("asserts" in data):
-        raise ValueError(f"it needs `language` and either `tests` or `asserts`; it has {', '.join(sorted(data))}")
-    language, asserts, entry_point = data.get("language"), data.get("asserts", ""), data.get("entry_point")
+    data = json.loads(text)
+    if isinstance(data, list):
+        return Tests("python", asserts=_lines_of(data))
+    if set(data) - {"language", "entry_point"} not in ({"tests"}, {"asserts"}, {"inputs", "outputs"}):
+        raise ValueError(
+            "it needs `asserts`, or `tests`, or `inputs` and `outputs`, and may have `language` and `entry_point`; it "
+            f"has {', '.join(sorted(data)) or 'nothing'}"
+        )
+    language, asserts, entry_point = data.get("language", "python"), data.get("asserts", ""), data.get("entry_point")
     if not all(isinstance(value, str) for value in (language, asserts, entry_point or "")):
         raise ValueError("`language`, `asserts` and `entry_point` must be strings")
     language = _NAMES.get(language.lower(), language.lower())
@@ -147,7 +160,31 @@ def read_tests(gold: str) -> Tests:
         if not asserts.strip():
             raise ValueError("`asserts` is empty")
         return Tests(language, asserts=asserts, entry_point=entry_point)
-    return Tests(language, pairs=_pairs(data["tests"]))
+    pairs = _pairs(data["tests"]) if "tests" in data else _columns(data["inputs"], data["outputs"])
+    return Tests(language, pairs=pairs)
+
+
+def _lines_of(asserts: list[Any]) -> str:
+    """MBPP's list of asserts."""
+    if not asserts or not all(isinstance(line, str) for line in asserts):
+        raise ValueError("a list must hold at least one test, and Python in strings")
+    return "\n".join(asserts)
+
+
+def _columns(inputs: Any, outputs: Any) -> tuple[tuple[str, str], ...]:
+    """APPS's and TACO's form: a text, or a list of lines, of input and of output for each test."""
+    if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs) or not inputs:
+        raise ValueError("`inputs` and `outputs` must be lists of the same length, of at least one test")
+    texts = [[_text(side, number) for number, side in enumerate(sides, 1)] for sides in (inputs, outputs)]
+    return tuple(zip(*texts, strict=True))
+
+
+def _text(side: Any, number: int) -> str:
+    if isinstance(side, str):
+        return side
+    if not isinstance(side, list) or not all(isinstance(line, str) for line in side):
+        raise ValueError(f"input and output {number} must be strings or lists of lines")
+    return "".join(f"{line}\n" for line in side)
 
 
 def _pairs(tests: Any) -> tuple[tuple[str, str], ...]:
@@ -155,9 +192,8 @@ def _pairs(tests: Any) -> tuple[tuple[str, str], ...]:
         raise ValueError("`tests` must be a list of at least one test")
     pairs = []
     for number, test in enumerate(tests, 1):
-        if not isinstance(test, dict) or set(test) != {"stdin", "stdout"}:
-            raise ValueError(f"test {number} must have `stdin` and `stdout`, both strings, and nothing else")
-        if not all(isinstance(value, str) for value in test.values()):
+        strings = isinstance(test, dict) and all(isinstance(value, str) for value in test.values())
+        if not strings or set(test) != {"stdin", "stdout"}:
             raise ValueError(f"test {number} must have `stdin` and `stdout`, both strings, and nothing else")
         pairs.append((test["stdin"], test["stdout"]))
     return tuple(pairs)
@@ -197,7 +233,7 @@ def _run_pairs(program: Path, tests: Tests, limits: Limits) -> tuple[Verdict, st
 
 
 def _judge_output(ran: Ran, expected: str, limits: Limits) -> tuple[Verdict, str]:
-    if ran.used_up_time(limits):
+    if ran.used_up_time:
         return "timeout", f"not finished after {ran.wall_s:.1f} s"
     if ran.stopped == "output":
         return "wrong", f"more than {limits.output_bytes:,} bytes of output"
@@ -224,7 +260,7 @@ def _run_asserts(program: Path, tests: Tests, limits: Limits) -> tuple[Verdict, 
             theirs.close()
             ours.close()
             ran = finish(tester, job, limits)
-            return _judge_tests(ran, nonce, served, limits)
+            return _judge_tests(ran, nonce, served)
         finally:
             end(served)
 
@@ -238,8 +274,8 @@ def _status(process: "subprocess.Popen[bytes]") -> int | None:
     return status if status >= 0 else 128 - status
 
 
-def _judge_tests(ran: Ran, nonce: str, served: "subprocess.Popen[bytes]", limits: Limits) -> tuple[Verdict, str]:
-    if ran.used_up_time(limits):
+def _judge_tests(ran: Ran, nonce: str, served: "subprocess.Popen[bytes]") -> tuple[Verdict, str]:
+    if ran.used_up_time:
         return "timeout", f"not finished after {ran.wall_s:.1f} s"
     sent, _, said = ran.output.decode(errors="replace").partition(" ")
     if sent != nonce:
@@ -250,6 +286,6 @@ def _judge_tests(ran: Ran, nonce: str, served: "subprocess.Popen[bytes]", limits
     status = _status(served)
     if status == CANNOT_LIMIT:
         return "error", _NO_LIMITS
-    if status is not None and Ran(status, b"", "", ran.wall_s).used_up_time(limits):
+    if status is not None and Ran(status, b"", "", ran.wall_s).used_up_time:
         return "timeout", f"processor time used up after {ran.wall_s:.1f} s"
     return "wrong", f"{found['reason']} (exit status {status})"

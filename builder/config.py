@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from builder.errors import UsageError
+from builder.eval_config import EvaluationSection
 from builder.identity import canonical_json, sha256_hex
+from builder.judge_config import Judge
 from builder.section import Endpoint, Gold, Prices, PromptSource, Section
 
 _BY_DIVERGENCE = frozenset(
@@ -237,6 +239,8 @@ class Recipe(Section):
     student: Student | None = None
     selection: Selection = Selection()
     decontamination: Decontamination | None = None
+    judge: Judge | None = None
+    evaluation: EvaluationSection | None = None
     stages: dict[str, Stage] = {}
     mixed_policy: MixedPolicy | None = None
     release: ReleaseSection = ReleaseSection()
@@ -289,6 +293,15 @@ class Recipe(Section):
             )
         return self.decontamination.benchmarks
 
+    def require_judge(self) -> Judge:
+        """The judge section; UsageError where the recipe has none."""
+        if self.judge is None:
+            raise UsageError(
+                f"Recipe {self.name!r} has no `judge` section, so nobody can be asked whether an answer is right. "
+                "Add one, for example judge: {model: Qwen/Qwen3-32B, endpoints: [{url: http://host:8000/v1}]}."
+            )
+        return self.judge
+
     def require_mixed_policy(self) -> MixedPolicy:
         """The mixed_policy section; UsageError where the recipe has none."""
         if self.mixed_policy is None:
@@ -317,6 +330,12 @@ class Recipe(Section):
         may be a folder, so it counts by its last part; what its weights gave is in the tables.
         """
         resolved = self.resolved()
+        del resolved["evaluation"]  # it decides no row
+        if judge := resolved["judge"]:
+            judge.pop("endpoints")
+            judge["model"] = Path(judge["model"]).name if judge["model"].startswith(("/", "~")) else judge["model"]
+        else:
+            del resolved["judge"]  # recipes of before there was one keep their hash
         if resolved["teacher"]:
             resolved["teacher"].pop("endpoints")
         if resolved["student"]:

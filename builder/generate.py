@@ -131,7 +131,7 @@ class _Generation:
             return
         if self._needs_logprobs and self.wire.asked.rescore:  # before anything is paid that would be of no use
             await check_rescoring(self.recipe)
-        async with Client(endpoints_of(self.wire.asked)) as client:
+        async with Client(endpoints_of(self.wire.asked, self.wire.section)) as client:
             asker = Asker(self.wire, journal, sealer, progress, client, self.tally, self.stop, self._prove, self.budget)
             with _drain_on_interrupt(self.stop):
                 closing = asyncio.create_task(self._close_on_stop(client))
@@ -198,7 +198,7 @@ class _Generation:
         if names and model not in names:
             raise EndpointError(
                 f"{lane.endpoint.url} serves {', '.join(names[:5])}, not {model!r}. Nothing was sent. "
-                "Set teacher.model to the name that the server uses."
+                f"Set {self.wire.section}.model to the name that the server uses."
             )
 
     async def _first_replies(self, asker: Asker, missing: Iterator[Request]) -> list[Request]:

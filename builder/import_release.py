@@ -67,7 +67,11 @@ def _made_safe(recipe: dict[str, Any]) -> dict[str, Any]:
 
     `builder release` writes no endpoints and no folders; a stranger's file may name some all the same.
     """
-    for section, names in (("teacher", ("endpoints",)), ("student", ("endpoint", "backend"))):
+    for section, names in (
+        ("teacher", ("endpoints",)),
+        ("judge", ("endpoints",)),
+        ("student", ("endpoint", "backend")),
+    ):
         for name in names:
             (recipe.get(section) or {}).pop(name, None)
     sources = recipe.get("prompts") or []

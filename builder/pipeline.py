@@ -3,7 +3,7 @@
 Modules of a step are imported where the step runs: the client alone takes as long as a small selection.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,7 +98,9 @@ class Steps:
     def _budget(self) -> "Budget":
         from builder.budget import open_budget
 
-        return open_budget(self.run, self.recipe.require_teacher(), self.limits.cost, self.limits.tokens)
+        judge = self.recipe.judge.prices if self.recipe.judge else None
+        teacher, limits = self.recipe.require_teacher(), self.limits
+        return open_budget(self.run, teacher, limits.cost, limits.tokens, judge=judge)
 
     @contextmanager
     def _watched(self, what: str, total: int) -> Iterator[Callable[[Tally], None]]:
@@ -194,15 +196,60 @@ class Steps:
             )
         return result
 
-    def verify(self) -> "VerifyResult":
-        """Verify what has no verdict."""
+    def verify(self, *, calibrate: bool = False) -> "VerifyResult":
+        """Verify what has no verdict, and where the recipe has a judge, ask it about what no verifier could decide.
+
+        With `calibrate` the judge is only tried on known answers. Raises as `_judge`.
+        """
         from builder.verify import verify
 
         with self.reporter.progress("verify") as meter:
             result = verify(self.run, shard=self.shard[0], progress=meter.update)
         show_verified(self.reporter, result)
         self.run.event("verify", asdict(result))
+        if calibrate or self.recipe.judge or result.for_judge:
+            self._judge(only_calibrate=calibrate)
         return result
+
+    def _judge(self, *, only_calibrate: bool) -> None:
+        """Try the judge on known answers, then let it decide; nothing of it is asked where nothing is open.
+
+        Raises UsageError where the recipe has no judge, VerifyError for one that errs too often: then no verdict of it
+        is written. Raises as `_settle` besides, and EndpointError where nothing is answered.
+        """
+        from builder.judge import judge, open_replies
+        from builder.judge_calibration import calibrate, calibrate_pairs
+        from builder.judge_show import show_calibration, show_judged, show_pairs
+
+        replies = None if only_calibrate else open_replies(self.run, self.recipe)
+        if replies is None or not replies.is_empty():
+            calibration = calibrate(self.run, self.recipe, self._ask_judge)
+            show_calibration(self.reporter, self.recipe, calibration)
+            self.run.event("calibrate", asdict(calibration) | {"problem": calibration.problem})
+            if replies is None:
+                show_pairs(self.reporter, calibrate_pairs(self.run, self.recipe, self._ask_judge))
+            calibration.require_trust()
+        if replies is not None:
+            judged = judge(self.run, self.recipe, replies, self._ask_judge, shard=self.shard[0])
+            show_judged(self.reporter, judged)
+            self.run.event("judge", asdict(judged))
+
+    def _ask_judge(self, what: str, wire: "Wire", requests: "Iterable[Request]", number: int) -> Tally:
+        from builder.generate import send
+        from builder.judge_cost import judge_budget
+
+        budget = judge_budget(self.run, self.recipe, self.limits.cost, self.limits.tokens)
+        with self._watched(what, number) as progress:
+            run, recipe, shard = self.run, self.recipe, self.shard
+            tally = send(run, recipe, wire, requests, number, shard=shard, progress=progress, budget=budget)
+        self.run.event(what, asdict(tally))
+        if tally.set_aside and not tally.done:
+            raise EndpointError(
+                f"{what}: {wire.name} answered none of {number:,} requests; last: {tally.last_error}. Where the "
+                "endpoint refuses response_format, set judge.response_format=none."
+            )
+        self._settle(what, tally, strict=False)
+        return tally
 
     def select(self) -> "SelectionResult":
         """Run rules, selector and stages."""

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -257,7 +258,17 @@ def _gold(source: PromptSource, where: str, row: dict[str, Any]) -> str | None:
     if column not in row:
         raise SourceError(f"{where} has no column {column!r} for the gold; it has {', '.join(sorted(row))}.")
     text = _text(row, column)
-    if text is None or isinstance(spec, str) or spec.pattern is None:
+    if text is None or isinstance(spec, str):
+        return text
+    if spec.entry_point is not None:
+        name = _text(row, spec.entry_point)
+        if name is None or not name.isidentifier():
+            raise SourceError(
+                f"{where}: column {spec.entry_point!r} holds {name!r}, no name of a function, so the tests in "
+                f"{column!r} would check nothing. Correct `entry_point`, or leave it out."
+            )
+        return f"{text}\n\ncheck({name})\n"
+    if spec.pattern is None:
         return text
     found = re.search(spec.pattern, text, re.MULTILINE)
     if found is None:
@@ -270,6 +281,8 @@ def _gold(source: PromptSource, where: str, row: dict[str, Any]) -> str | None:
 
 def _text(row: dict[str, Any], column: str) -> str | None:
     value = row.get(column)
+    if isinstance(value, (list, dict)):  # str() would be Python's spelling, which no verifier reads
+        return json.dumps(value, ensure_ascii=False, default=str)
     return None if value is None or value == "" else str(value)
 
 

@@ -170,15 +170,23 @@ def _items(text: str) -> tuple[str, list[str]] | None:
     if "\\cup" in text:
         return "cup", [part.strip() for part in text.split("\\cup")]
     text = _JOINT.sub(",", text)
-    if "\\pm" in text and "," not in text:
-        return (",", [text.replace("\\pm", "+"), text.replace("\\pm", "-")]) if text.count("\\pm") == 1 else None
     for left, rights in _BRACKETS.items():
         right = next((right for right in rights if text.endswith(right)), None)
         if text.startswith(left) and right and closes_at(text, len(left) - 1) == len(text) - 1:
             parts = _split_commas(text[len(left) : -len(right)])
-            return (left + right, parts) if len(parts) > 1 or left == "\\{" else None
-    parts = _split_commas(text)
-    return (",", parts) if len(parts) > 1 else None
+            if left == "\\{":
+                signed = _both_signs(parts)
+                return (left + right, signed) if signed else None
+            return (left + right, parts) if len(parts) > 1 else None
+    signed = _both_signs(_split_commas(text))
+    return (",", signed) if signed and len(signed) > 1 else None
+
+
+def _both_signs(parts: list[str]) -> list[str] | None:
+    r"""`\pm 7` as the two elements that it stands for; None where a part has two of them, which may belong together."""
+    if any(part.count("\\pm") > 1 for part in parts):
+        return None
+    return [part.replace("\\pm", sign) for part in parts for sign in ("+-" if "\\pm" in part else "+")]
 
 
 def _split_commas(text: str) -> list[str]:

@@ -222,7 +222,7 @@ def _logprobs(run: Run, before: Before, folder: Path) -> Config:
 def deciding_verdicts(run: Run) -> pl.LazyFrame:
     """The verdict that decides each reply, as in `stg_verdicts`: that of the prompt's verifier, else the strictest.
 
-    A judge's verdict (verifier `judge…`) decides only where no other verifier gave one.
+    Those that say correct or wrong come first, a judge's (verifier `judge…`) last among them.
     """
     prompts = run.scan("prompts").select("prompt_id", named="verifier")
     replies = run.scan("responses").select("response_id", "prompt_id").join(prompts, on="prompt_id", how="left")
@@ -231,6 +231,7 @@ def deciding_verdicts(run: Run) -> pl.LazyFrame:
         run.scan("verdicts")
         .join(replies, on="response_id", how="left")
         .sort(
+            ~pl.col("verdict").is_in(["correct", "wrong"]),
             pl.col("verifier").ne_missing(pl.col("named")),
             pl.col("verifier").str.starts_with("judge"),
             pl.col("verdict").cast(strictness),

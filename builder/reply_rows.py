@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from builder.config import Teacher
+from builder.config import Recipe
 from builder.identity import response_id
 from builder.journal import Stored
 from builder.reply import Reply
@@ -14,15 +14,16 @@ from builder.tokens import AlignError, align
 _OF_TEACHER = ("teacher", "mixed", "eval")
 
 
-def reply_rows(teacher: Teacher, stored: Stored, reply: Reply) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def reply_rows(recipe: Recipe, stored: Stored, reply: Reply) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """One reply as a row of `responses`, and as a row of `logprobs` where the endpoint gave any."""
     attempt = stored.attempt
-    paid = attempt.role in _OF_TEACHER  # prices and logprobs mode are the teacher's
+    teacher = recipe.require_teacher() if attempt.role in _OF_TEACHER else None  # for prices and logprobs mode
+    priced = recipe.judge if attempt.role == "judge" else teacher
     identity = response_id(attempt.request_key, finish_reason=reply.finish_reason, max_tokens=attempt.max_tokens)
-    prices = teacher.prices
+    prices = priced.prices if priced else None
     cost = (
         (prices.input * (reply.prompt_tokens or 0) + prices.output * (reply.completion_tokens or 0)) / 1e6
-        if paid and prices
+        if prices
         else None
     )
     response = {
@@ -43,7 +44,7 @@ def reply_rows(teacher: Teacher, stored: Stored, reply: Reply) -> tuple[dict[str
         "completion_tokens": reply.completion_tokens,
         "tool_calls": reply.tool_calls,
         "replaced_characters": reply.replaced_characters,
-        "logprobs_mode": (teacher.logprobs_mode if paid else "unknown") if reply.logprobs else None,
+        "logprobs_mode": (teacher.logprobs_mode if teacher else "unknown") if reply.logprobs else None,
         "prefix_response_id": attempt.prefix_response_id,
         "prefix_chars": len(attempt.prefix or ""),
         "latency_s": stored.latency_s,

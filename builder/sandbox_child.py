@@ -7,7 +7,6 @@ functions (`builder.sandbox_calls`); `evaluate` runs the tests of a gold against
 
 import ctypes
 import errno
-import json
 import os
 import struct
 import sys
@@ -19,21 +18,32 @@ CANNOT_LIMIT: Final = 85
 MODULE_MISSING: Final = 86
 """Exit status: the program needs a module that is not in the standard library."""
 
-_FORBIDDEN: Final = {
-    # fork, vfork; socket; ptrace, process_vm_readv/writev; unshare, setns, mount, umount2, pivot_root, chroot;
-    # add_key, request_key, keyctl; bpf, perf_event_open, userfaultfd, io_uring_setup
-    "x86_64": (57, 58, 41, 101, 310, 311, 272, 308, 165, 166, 155, 161, 248, 249, 250, 321, 298, 323, 425),
-    "aarch64": (198, 117, 270, 271, 97, 268, 40, 39, 41, 51, 217, 218, 219, 280, 241, 282, 425),
-}
-_ARCHITECTURE: Final = {"x86_64": (0xC000003E, 56), "aarch64": (0xC00000B7, 220)}  # audit number, clone
+_FORBIDDEN: Final = (  # call numbers on x86_64, and on aarch64, which lacks some
+    ((57, 58, 59, 322), (221, 281)),  # fork, vfork, execve, execveat
+    ((41,), (198,)),  # socket
+    ((101, 310, 311), (117, 270, 271)),  # ptrace, process_vm_readv, process_vm_writev
+    ((272, 308, 165, 166, 155, 161), (97, 268, 40, 39, 41, 51)),  # unshare, setns, (u)mount, pivot_root, chroot
+    ((248, 249, 250), (217, 218, 219)),  # add_key, request_key, keyctl
+    ((321, 298, 323, 425), (280, 241, 282, 425)),  # bpf, perf_event_open, userfaultfd, io_uring_setup
+    # shmget, semget, msgget, mq_open, memfd_create, memfd_secret: memory that no limit of the process counts
+    ((29, 64, 68, 240, 319, 447), (194, 190, 186, 180, 279, 447)),
+    # chmod, fchmod(at, at2), (l, f)setxattr(at): /dev/null is the host's, and root owns it
+    ((90, 91, 268, 452, 188, 189, 190, 463), (52, 53, 452, 5, 6, 7, 463)),
+)
+_MACHINES: Final = {"x86_64": (0, 0xC000003E, 56, 157), "aarch64": (1, 0xC00000B7, 220, 167)}
+"""Column of `_FORBIDDEN`, audit number, clone, prctl."""
 _CLONE3: Final = 435
+_SET_PARENT_DEATH_SIGNAL: Final = 1
 _CLONE_THREAD: Final = 0x10000
 
 
 def main() -> None:
-    """`sandbox_child ROLE PROGRAM LIMITS`: a role, the path of the program, the limits as JSON."""
-    role, program, limits = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    """`sandbox_child ROLE PROGRAM NAME=VALUE…`: a role, the path of the program, the limits."""
+    role, program, *given = sys.argv[1:]
+    limits = {name: int(value) for name, _, value in (limit.partition("=") for limit in given)}
     sys.argv[:] = ["program.py"]
+    if os.getpgrp() != os.getpid():  # bubblewrap outside is of this group: no signal to the group shall reach it
+        os.setsid()
     try:
         limit_process(limits)
         forbid_calls()
@@ -53,30 +63,30 @@ def main() -> None:
 
 
 def limit_process(limits: dict[str, int]) -> None:
-    """Resource limits of this process, hard and soft; for processor time SIGXCPU first and SIGKILL a second later."""
+    """Resource limits of this process, hard and soft: past the one on processor time the kernel kills it."""
     import resource  # not on Windows, where the rest of builder must still import this module
 
     for name, value in limits.items():
-        soft, hard = value, value + (1 if name == "CPU" else 0)
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, hard))
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
 
 
 def forbid_calls() -> None:
-    """A seccomp filter: no new processes (threads are allowed), no sockets, no namespaces, no tracing.
+    """A seccomp filter: no new processes (threads are allowed), no other program, no sockets, namespaces or tracing.
 
-    RLIMIT_NPROC alone would not hold a fork bomb where builder runs as root: the kernel exempts root. Raises OSError
-    where the kernel has no filters, KeyError on a processor whose call numbers are not known here.
+    Nor a life after the one who started it, nor memory outside of the process. RLIMIT_NPROC alone would not hold a fork
+    bomb where builder runs as root: the kernel exempts root. Raises OSError where the kernel has no filters, KeyError
+    on a processor whose call numbers are not known here.
     """
-    machine = os.uname().machine
-    number, clone = _ARCHITECTURE[machine]
+    column, number, clone, prctl = _MACHINES[os.uname().machine]
     load, equal, above, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, deny, no_such_call = 0x7FFF0000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
     steps = [(load, 0, 0, 4), (equal, 1, 0, number), (give, 0, 0, 0x80000000), (load, 0, 0, 0)]
     steps += [(above, 0, 1, 0x40000000), (give, 0, 0, deny)]  # other call tables of the same processor
-    for call in _FORBIDDEN[machine]:
+    for call in [call for columns in _FORBIDDEN for call in columns[column]]:
         steps += [(equal, 0, 1, call), (give, 0, 0, deny)]
     steps += [(equal, 0, 1, _CLONE3), (give, 0, 0, no_such_call)]  # its flags lie in memory; libc then uses clone
-    steps += [(equal, 1, 0, clone), (give, 0, 0, allow)]
+    steps += [(equal, 0, 4, prctl), (load, 0, 0, 16), (equal, 0, 1, _SET_PARENT_DEATH_SIGNAL)]
+    steps += [(give, 0, 0, deny), (give, 0, 0, allow), (equal, 1, 0, clone), (give, 0, 0, allow)]
     steps += [(load, 0, 0, 16), (any_bit, 0, 1, _CLONE_THREAD), (give, 0, 0, allow), (give, 0, 0, deny)]
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
     filters = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(steps), ctypes.addressof(code)))

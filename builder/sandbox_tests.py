@@ -84,8 +84,9 @@ def _run(program: "Program", tree: ast.Module, entry_point: str | None) -> tuple
         counted[0] += 1
 
     namespace: dict[str, Any] = {"__name__": "tests", _COUNT: count}
-    namespace.update(_given(program, tree))
-    sys.modules["solution"] = _Solution(program)
+    defined = _defined(tree)
+    namespace.update(_given(program, tree, defined))
+    sys.modules["solution"] = _Solution(program, defined)
     exec(compile(_Counting().visit(tree), "tests.py", "exec"), namespace)
     for name, value in list(namespace.items()):
         if name.startswith("test") and isinstance(value, types.FunctionType) and not value.__code__.co_argcount:
@@ -131,17 +132,24 @@ class _Counting(ast.NodeTransformer):
         return [ast.fix_missing_locations(ast.copy_location(call, node)), node]
 
 
-def _given(program: "Program", tree: ast.Module) -> Iterator[tuple[str, Any]]:
-    """What the tests use and do not define."""
-    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-    defined = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
+def _defined(tree: ast.Module) -> set[str]:
+    """Names that the tests assign, define or import; those of a star import are not known here."""
+    defined = set()
     for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            defined.add(node.id)
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             defined.add(node.name)
         elif isinstance(node, ast.arg):
             defined.add(node.arg)
         elif isinstance(node, ast.alias):
             defined.add((node.asname or node.name).partition(".")[0])
+    return defined
+
+
+def _given(program: "Program", tree: ast.Module, defined: set[str]) -> Iterator[tuple[str, Any]]:
+    """What the tests use and do not define."""
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     attributes = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     bare = {node.id for node in names if id(node) not in attributes}
     used = {node.id for node in names} - defined
@@ -156,11 +164,11 @@ def _given(program: "Program", tree: ast.Module) -> Iterator[tuple[str, Any]]:
 
 
 class _Solution(types.ModuleType):
-    """`from solution import …` in tests."""
+    """`from solution import …` in tests; by `*` nothing that is built in or that the tests define or import."""
 
-    def __init__(self, program: "Program") -> None:
+    def __init__(self, program: "Program", defined: set[str]) -> None:
         super().__init__("solution")
-        self.__all__ = [name for name in program.names if not hasattr(builtins, name)]
+        self.__all__ = [name for name in program.names if not hasattr(builtins, name) and name not in defined]
         self.__dict__["_program"] = program
 
     def __getattr__(self, name: str) -> Any:

@@ -138,7 +138,7 @@ class Sealer:
         """
         if self._writing is not None and self._writing.done():
             self._settle()
-        response, logprobs = reply_rows(self.recipe.require_teacher(), stored, reply)
+        response, logprobs = reply_rows(self.recipe, stored, reply)
         cost: float | None = response["cost_usd"]
         identity = response["response_id"]
         if identity in self._sealed and identity not in self._bare:

@@ -15,10 +15,14 @@ class Section(BaseModel):
 
 
 class Gold(Section):
-    """Where the reference answer stands, and how to cut it out of a longer solution."""
+    """Where the reference answer stands, and how to cut it out of a longer solution.
+
+    `entry_point` is the column with the name of the function that HumanEval's tests, which define `check`, are for.
+    """
 
     column: str
     pattern: str | None = None
+    entry_point: str | None = None
 
     @field_validator("pattern")
     @classmethod

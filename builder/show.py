@@ -10,7 +10,6 @@ from builder.live import duration, rate
 from builder.tally import Tally
 
 if TYPE_CHECKING:
-    from builder.evaluate import Evaluation
     from builder.mix import MixResult
     from builder.plan import Interval, Plan
     from builder.probe import ProbeResult
@@ -124,6 +123,8 @@ def show_verified(reporter: Reporter, result: "VerifyResult") -> None:
     open_golds = sum(result.not_verifiable.values()) + result.without_gold
     without = f"; {open_golds:,} without a gold that a verifier here reads" if open_golds else ""
     reporter.line(f"verify: {result.computed:,} new; {verdicts}{without}")
+    if result.for_judge:
+        reporter.line(f"  {result.for_judge:,} more are for the judge")
     if result.sandbox_problem:
         reporter.warn(f"{result.not_run:,} programs have no verdict: {result.sandbox_problem}")
     reporter.result({"verify": asdict(result)})
@@ -205,16 +206,6 @@ def show_released(reporter: Reporter, release: "Release") -> None:
         )
     said = {"version": release.version, "path": str(release.path), "is_new": release.is_new}
     reporter.result({"release": said | {"warnings": list(release.warnings)}})
-
-
-def show_evaluation(reporter: Reporter, found: "Evaluation") -> None:
-    """pass@1 with its interval."""
-    reporter.line(
-        f"eval: {found.model}: pass@1 {found.pass_at_1:.1%} [{found.low:.1%}, {found.high:.1%}] "
-        f"({found.correct:,} of {found.replies:,} replies; T={found.temperature}; {found.unscorable:,} unscorable, "
-        f"{found.cut:,} cut; mean {found.mean_tokens:.0f} tokens)"
-    )
-    reporter.result({"eval": asdict(found)})
 
 
 def show_probe(reporter: Reporter, result: "ProbeResult") -> None:

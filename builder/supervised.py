@@ -36,34 +36,59 @@ class Result:
     value: Any
 
 
-def supervised(
-    function: str,
-    calls: Iterable[Sequence[Any]],
-    *,
-    workers: int = 1,
-    deadline_s: float = 5.0,
-    memory_bytes: int = 2 * 1024**3,
-) -> Iterator[Result]:
-    """Call `function` ("module:name") with each argument list, in any order of completion; lazily, started on demand.
+class Supervised:
+    """One function in up to `workers` processes, as a context: they start with the first calls and end with it.
 
-    Arguments and values must be JSON. Raises VerifyError when no worker can be started at all.
+    `function` is "module:name"; `deadline_s` are seconds for one call, `memory_bytes` address space of one process.
     """
-    pool: list[_Worker] = []
-    pending = enumerate(calls)
-    try:
-        for index, arguments in pending:
-            worker = next((worker for worker in pool if worker.index is None), None)
-            if worker is None:
-                worker = _Worker(function, deadline_s, memory_bytes)
-                pool.append(worker)
-            worker.send(index, arguments)
-            while len(pool) >= workers and all(worker.index is not None for worker in pool):
-                yield from _collect(pool)
-        while any(worker.index is not None for worker in pool):
-            yield from _collect(pool)
-    finally:
-        for worker in pool:
+
+    def __init__(
+        self, function: str, *, workers: int = 1, deadline_s: float = 5.0, memory_bytes: int = 2 * 1024**3
+    ) -> None:
+        self.workers = workers
+        self._start = (function, deadline_s, memory_bytes)
+        self._pool: list[_Worker] = []
+
+    def __enter__(self) -> "Supervised":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._pool:
             worker.kill()
+        self._pool.clear()
+
+    def run(self, calls: Iterable[Sequence[Any]]) -> Iterator[Result]:
+        """Call the function with each argument list, lazily, in any order of completion; one `run` at a time.
+
+        Arguments and values must be JSON. Raises VerifyError when no worker can be started at all.
+        """
+        try:
+            for index, arguments in enumerate(calls):
+                self._free().send(index, arguments)
+                while len(self._pool) >= self.workers and all(worker.index is not None for worker in self._pool):
+                    yield from _collect(self._pool)
+            while any(worker.index is not None for worker in self._pool):
+                yield from _collect(self._pool)
+        finally:
+            for worker in [worker for worker in self._pool if worker.index is not None]:  # the caller broke off
+                worker.kill()
+                self._pool.remove(worker)
+
+    def _free(self) -> "_Worker":
+        """A worker without a call; one that died since its last call is replaced."""
+        for worker in [worker for worker in self._pool if worker.index is None]:
+            if worker.process.poll() is None:
+                return worker
+            worker.kill()
+            self._pool.remove(worker)
+        self._pool.append(_Worker(*self._start))
+        return self._pool[-1]
+
+
+def supervised(function: str, calls: Iterable[Sequence[Any]], **limits: Any) -> Iterator[Result]:
+    """These calls alone: `Supervised(function, **limits)` and its `run`."""
+    with Supervised(function, **limits) as pool:
+        yield from pool.run(calls)
 
 
 def _collect(pool: list["_Worker"]) -> list[Result]:

@@ -58,7 +58,7 @@ _BY_GOLD_TYPE: Final = {
     "format": "format",
     "python_tests": "code",
 }
-_RULES: Final = "1"
+_RULES: Final = "2"
 """Version of these rules and of the modules that they call: a new number recomputes stored verdicts."""
 
 MIN_LANGUAGE_SHARE: Final = 0.7

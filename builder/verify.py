@@ -7,7 +7,7 @@ to math-verify, in processes with a deadline and a memory limit, so that 9^(9^(9
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -20,7 +20,7 @@ from builder.outcome import Open, Outcome
 from builder.sandbox import sandbox_problem
 from builder.schema import TABLES
 from builder.store import Run, columns_table, write_parquet
-from builder.supervised import supervised
+from builder.supervised import Supervised
 from builder.verifiers import (
     READ_REASONING,
     VERIFIERS,
@@ -31,6 +31,8 @@ from builder.verifiers import (
 )
 
 JUDGED_ROLES: Final = ("teacher", "student", "mixed", "rewrite", "eval")
+JUDGE: Final = "judge"
+"""The verifier that is no program: `builder.judge` asks a model, after all others."""
 DEADLINE_S: Final = 5.0
 """Seconds for math-verify on one answer; ordinary ones take about a millisecond."""
 
@@ -60,8 +62,9 @@ class VerifyResult:
     """What `verify` found. All counts are replies.
 
     `verdicts` counts every judged reply of the run by verdict, `by_verifier` the same apart; `computed` and `kept` say
-    how many were judged now and before. Without a verdict: `without_gold`, `not_verifiable` by gold type, and
-    `not_run`, programs for which this machine has no sandbox, as `sandbox_problem` says.
+    how many were judged now and before. Without a verdict: `without_gold`, `not_verifiable` by gold type, `for_judge`,
+    whose prompts name the judge, and `not_run`, programs for which this machine has no sandbox, as `sandbox_problem`
+    says.
     """
 
     computed: int = 0
@@ -70,6 +73,7 @@ class VerifyResult:
     by_verifier: dict[str, dict[str, int]] = field(default_factory=dict)
     without_gold: int = 0
     not_verifiable: dict[str, int] = field(default_factory=dict)
+    for_judge: int = 0
     not_run: int = 0
     sandbox_problem: str | None = None
 
@@ -89,42 +93,31 @@ def verify(run: Run, *, shard: int = 0, workers: int | None = None, progress: Pr
         .join(prompts, on="prompt_id", how="inner", maintain_order="left")
     )
     judgeable = wanted.filter(pl.col("gold").is_not_null() & pl.col("verifier").is_not_null())
-    _drop_outdated(run, judgeable)
+    versions = {name: verifier_version(name) for name in judgeable["verifier"].unique()}
+    drop_outdated(run, judgeable, versions)
     have = run.read("verdicts", ["response_id", "verifier"])
     missing = judgeable.join(have, on=["response_id", "verifier"], how="anti", maintain_order="left")
     programs, problem = missing.filter(verifier="code"), None
     if programs.height and (problem := sandbox_problem()):  # no verdict, so that they get one where a sandbox is
         missing = missing.filter(pl.col("verifier") != "code")
     done = 0
-    for rows in _chunks(run, missing):
-        items = [
-            Item(
-                row["gold"],
-                row["answer"],
-                row["verifier"],
-                row["gold_type"],
-                row["finish_reason"] == "length",
-                row.get("reasoning"),
-            )
-            for row in rows
-        ]
-        outcomes = verify_answers(items, workers=workers)
-        run.append("verdicts", columns_table("verdicts", _verdict_rows(rows, outcomes)), shard=shard)
-        done += len(rows)
-        if progress:
-            progress(done, missing.height)
+    with math_verify_pool(workers) as pool:
+        for rows in chunks(run, missing):
+            outcomes = verify_answers([_item(row) for row in rows], pool)
+            run.append("verdicts", columns_table("verdicts", verdict_rows(rows, outcomes, versions)), shard=shard)
+            done += len(rows)
+            if progress:
+                progress(done, missing.height)
     found = _result(run, wanted, judgeable, computed=done)
     return replace(found, not_run=programs.height, sandbox_problem=problem) if problem else found
 
 
-def verify_answers(
-    items: Sequence[Item], *, workers: int | None = None, deadline_s: float = DEADLINE_S
-) -> list[Outcome]:
-    """Outcomes in the order of `items`, in bounded time whatever they hold."""
-    with ThreadPoolExecutor(workers or _cores()) as pool:
+def verify_answers(items: Sequence[Item], pool: Supervised) -> list[Outcome]:
+    """Outcomes in the order of `items`, in bounded time whatever they hold; `pool` is one of `math_verify_pool`."""
+    with ThreadPoolExecutor(pool.workers) as threads:
         # A program runs in processes of its own while its thread waits; for all else threads would only take turns.
         programs = any(item.verifier == "code" for item in items)
-        firsts = list((pool.map if programs else map)(_first, items))
+        firsts = list((threads.map if programs else map)(_first, items))
     outcomes: dict[int, Outcome] = {}
     left_open: list[tuple[int, Open]] = []
     for index, first in enumerate(firsts):
@@ -132,13 +125,20 @@ def verify_answers(
             left_open.append((index, first))
         else:
             outcomes[index] = first
-    calls = [(pending.gold, pending.extracted) for _, pending in left_open]
-    for result in supervised(
-        "builder.verifiers:math_verify_vote", calls, workers=workers or _cores(), deadline_s=deadline_s
-    ):
+    for result in pool.run((pending.gold, pending.extracted) for _, pending in left_open):
         index, pending = left_open[result.index]
         outcomes[index] = settle(pending, result.value if result.status == "ok" else result.status)
     return [outcomes[index] for index in range(len(items))]
+
+
+def math_verify_pool(workers: int | None = None, deadline_s: float = DEADLINE_S) -> Supervised:
+    """Processes of math-verify for `verify_answers`, a context. One for many calls: half a second to start each."""
+    return Supervised("builder.verifiers:math_verify_vote", workers=workers or _cores(), deadline_s=deadline_s)
+
+
+def _item(row: dict[str, Any]) -> Item:
+    cut = row["finish_reason"] == "length"
+    return Item(row["gold"], row["answer"], row["verifier"], row["gold_type"], cut, row.get("reasoning"))
 
 
 def _first(item: Item) -> Outcome | Open:
@@ -153,37 +153,49 @@ def _first(item: Item) -> Outcome | Open:
 
 
 def _verifiable_prompts(run: Run) -> pl.DataFrame:
-    """Prompts with the verifier that decides them: the recipe's, else the one of the gold type, else null."""
+    """Prompts with the verifier that decides them: the recipe's, else the one of the gold type, else null.
+
+    Null as well where that is the judge: column `for_judge` says so.
+    """
     prompts = run.read("prompts", ["prompt_id", "gold", "gold_type", "verifier"]).unique("prompt_id", keep="last")
-    unknown = sorted(set(prompts["verifier"].drop_nulls()) - set(VERIFIERS))
+    unknown = sorted(set(prompts["verifier"].drop_nulls()) - {*VERIFIERS, JUDGE})
     if unknown:
         raise UsageError(
-            f"There is no verifier {', '.join(map(repr, unknown))}; this version has {', '.join(VERIFIERS)}. "
+            f"There is no verifier {', '.join(map(repr, unknown))}; this version has {', '.join(VERIFIERS)}, {JUDGE}. "
             "Correct `verifier` in the recipe's prompts or in the questions file; leave it out to decide by gold_type."
         )
-    defaults = [default_verifier(gold_type) for gold_type in prompts["gold_type"]]
+    defaults = pl.Series([default_verifier(gold_type) for gold_type in prompts["gold_type"]], dtype=pl.String)
+    for_judge = pl.col("verifier").eq_missing(pl.lit(JUDGE))
     return prompts.with_columns(
-        verifier=pl.coalesce("verifier", pl.Series(defaults, dtype=pl.String)),
+        for_judge=for_judge,
+        verifier=pl.when(~for_judge).then(pl.coalesce("verifier", defaults)),
         gold=pl.when(pl.col("gold").str.strip_chars() != "").then("gold"),
     )
 
 
-def _drop_outdated(run: Run, judgeable: pl.DataFrame) -> None:
-    """Delete verdicts of other versions or on other golds, part by part: a reply has one verdict per verifier."""
-    current = {name: verifier_version(name) for name in judgeable["verifier"].unique()}
-    now = judgeable.select("response_id", "verifier", pl.struct("gold", "gold_type").alias("now"))
+def drop_outdated(run: Run, judgeable: pl.DataFrame, versions: Mapping[str, str]) -> None:
+    """Delete verdicts of other versions or on other golds, part by part: a reply has one verdict per verifier.
+
+    A judge's `error` goes too, for its endpoint may answer today. `judgeable` has columns response_id, verifier, gold,
+    gold_type; `versions` today's version of each verifier.
+    """
+    now = judgeable.select("response_id", "verifier", now_gold="gold", now_type="gold_type", is_known=True)
     for part in run.parts("verdicts"):
         rows = pl.read_parquet(part)
-        expected = pl.col("verifier").replace_strict(current, default=pl.col("verifier_version"))
-        same_gold = pl.col("now").is_null() | (pl.col("now") == pl.struct("gold", "gold_type"))
+        expected = pl.col("verifier").replace_strict(versions, default=pl.col("verifier_version"))
+        # not as structs: polars 2.1 panics where one side of such a comparison comes from a frame of one row
+        same_gold = pl.col("gold").eq_missing(pl.col("now_gold")) & pl.col("gold_type").eq_missing(pl.col("now_type"))
         known = rows.join(now, on=["response_id", "verifier"], how="left", maintain_order="left")
-        keep = known.filter((pl.col("verifier_version") == expected) & same_gold).drop("now")
+        again = (pl.col("verifier") == JUDGE) & (pl.col("verdict") == "error")
+        keep = known.filter(
+            (pl.col("verifier_version") == expected) & (same_gold | pl.col("is_known").is_null()) & ~again
+        )
         if keep.height < rows.height:
-            write_parquet(keep.to_arrow().cast(TABLES["verdicts"].schema), part)
+            write_parquet(keep.select(rows.columns).to_arrow().cast(TABLES["verdicts"].schema), part)
 
 
-def _chunks(run: Run, missing: pl.DataFrame) -> Iterator[list[dict[str, Any]]]:
-    """Rows to judge with their answers, read part by part: the texts of a run need not fit into memory."""
+def chunks(run: Run, missing: pl.DataFrame) -> Iterator[list[dict[str, Any]]]:
+    """Rows to judge (response_id, verifier, …) with their answers, part by part: a run need not fit into memory."""
     rest = missing
     rows: list[dict[str, Any]] = []
     columns, at_once = ["response_id", "answer", "finish_reason"], 10_000
@@ -207,12 +219,15 @@ def _chunks(run: Run, missing: pl.DataFrame) -> Iterator[list[dict[str, Any]]]:
         yield rows
 
 
-def _verdict_rows(rows: Iterable[dict[str, Any]], outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+def verdict_rows(
+    rows: Iterable[dict[str, Any]], outcomes: Iterable[Outcome], versions: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Rows of table verdicts, from rows of `chunks` and what their verifiers, at these versions, say of them."""
     return [
         {
             "response_id": row["response_id"],
             "verifier": row["verifier"],
-            "verifier_version": verifier_version(row["verifier"]),
+            "verifier_version": versions[row["verifier"]],
             "verdict": outcome.verdict,
             "gold": row["gold"],
             "gold_type": row["gold_type"],
@@ -232,6 +247,8 @@ def _result(run: Run, wanted: pl.DataFrame, judgeable: pl.DataFrame, *, computed
         by_verifier.setdefault(name, Counter())[verdict] += 1
     no_gold = wanted.filter(pl.col("gold").is_null()).height
     other = wanted.filter(pl.col("gold").is_not_null() & pl.col("verifier").is_null())
+    for_judge = other.filter("for_judge").height
+    other = other.filter(~pl.col("for_judge"))
     return VerifyResult(
         computed=computed,
         kept=verdicts.height - computed,
@@ -239,6 +256,7 @@ def _result(run: Run, wanted: pl.DataFrame, judgeable: pl.DataFrame, *, computed
         by_verifier={name: dict(counts) for name, counts in sorted(by_verifier.items())},
         without_gold=no_gold,
         not_verifiable=dict(Counter(other["gold_type"].fill_null("none").to_list())),
+        for_judge=for_judge,
     )
 
 

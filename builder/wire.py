@@ -22,6 +22,11 @@ class Wire:
     served_as: str | None = None
 
     @property
+    def section(self) -> str:
+        """The section of the recipe that names the model, for messages."""
+        return "judge" if self.role == "judge" else "teacher"
+
+    @property
     def name(self) -> str:
         """The model's name at its endpoints."""
         return self.served_as or self.asked.model

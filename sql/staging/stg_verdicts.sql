@@ -1,6 +1,6 @@
 -- stg_verdicts
--- Purpose     Verdicts, and which one decides: that of the prompt's verifier, else the strictest; a judge's (a verifier
---             named judge…) only where no other verifier gave one.
+-- Purpose     Verdicts, and which one decides: of those that say correct or wrong that of the prompt's verifier, else
+--             the strictest, a judge's (a verifier named judge…) last; where none does, the same among the others.
 -- Inputs      verdicts (tables/verdicts), responses (response_id, prompt_id), prompts (prompt_id, verifier)
 -- Output      one row per reply and verifier: every column of table verdicts, and decides boolean (once per reply)
 -- Parameters  none
@@ -22,6 +22,8 @@ select
     judged.* exclude (is_named, is_judge, strictness),
     row_number() over (
         partition by judged.response_id
-        order by judged.is_named desc, judged.is_judge, judged.strictness, judged.verifier
+        order by
+            judged.verdict not in ('correct', 'wrong'), judged.is_named desc, judged.is_judge, judged.strictness,
+            judged.verifier
     ) = 1 as decides
 from judged;

@@ -2,7 +2,7 @@
 
 DATA is a folder with `questions/` and `responses/` as `docs/verification.md` names them (JSONL, gzip). Printed for each
 set: replies, how many verdicts agree with the label, and the table of label against verdict. `--show` prints the
-disagreements of one set.
+disagreements of one set. Programs need bubblewrap; without it their sets are left out.
 """
 
 import argparse
@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from builder.answers import BOX_TAIL
+from builder.code_verifier import code
 from builder.ifeval import read_instructions, readings
 from builder.languages import language_share
+from builder.sandbox import sandbox_problem
 from builder.text import split_reasoning
-from builder.verify import Item, verify_answers
+from builder.verify import Item, math_verify_pool, verify_answers
 
 Row = dict[str, Any]
+CHANGES = (("<", ">="), ("==", "!="), ("+", "-"), ("1", "2"))
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,11 @@ def sets(data: Path) -> Iterator[tuple[str, Iterator[Labelled]]]:
     yield "set: golds of MATH with commas, shuffled", shuffled(data / "questions/math_test_minus500.jsonl.gz")
     yield "language: English replies", english(data / "responses")
     yield "format: answer_tag, qwen3b_think_tags", tags(data / "responses/qwen3b_think_tags.jsonl.gz")
+    for name in ("humaneval", "mbpp_train_valid") if sandbox_problem() is None else ():
+        rows = list(read(data / f"questions/{name}.jsonl.gz"))
+        yield f"code: solutions of {name}", (_program(row, row, True) for row in rows)
+        yield f"code: other solutions of {name}", (_program(*two, False) for two in itertools.pairwise(rows))
+        yield f"code: changed solutions of {name}", changed(rows)
 
 
 def golds(path: Path, form: str) -> Iterator[Labelled]:
@@ -124,7 +132,8 @@ def tags(path: Path) -> Iterator[Labelled]:
 
 def report(name: str, labelled: list[Labelled], *, show: bool) -> None:
     """Agreement of one set, and its disagreements."""
-    outcomes = verify_answers([one.item for one in labelled], workers=1)
+    with math_verify_pool(workers=1) as pool:
+        outcomes = verify_answers([one.item for one in labelled], pool)
     table = Counter(
         ("right" if one.label else "wrong", outcome.verdict) for one, outcome in zip(labelled, outcomes, strict=True)
     )
@@ -164,6 +173,26 @@ def report_ifeval(data: Path, *, show: bool) -> None:
                     print(f"  {row['id']} {one} ours {ours} theirs {theirs} share {share} {row['response'][:100]!r}")
     print(f"ifeval loose: {agreed['replies']} of {replies} replies agree; strict against loose: {agreed['strict']}")
     print(f"ifeval loose: {instructions - apart.total()} of {instructions} instructions agree; not: {dict(apart)}")
+
+
+def changed(rows: list[Row]) -> Iterator[Labelled]:
+    """Solutions with one operator changed, where they have it; right where program and tests run through as one."""
+    for row, (old, new) in itertools.product(rows, CHANGES):
+        source = row["meta"]["canonical_solution"]
+        if old in source:
+            other = row | {"meta": row["meta"] | {"canonical_solution": source.replace(old, new, 1)}}
+            made = _program(row, other, True)
+            program = (made.item.answer or "").replace("\n```", f"\n{made.item.gold}\n```")
+            alone = code('{"inputs": [""], "outputs": [""]}', None, program, False)
+            yield Labelled(f"{row['id']} {old}{new}", made.item, alone.verdict == "correct")
+
+
+def _program(row: Row, other: Row, label: bool) -> Labelled:
+    """The solution to `other` as an answer to `row`; HumanEval's solutions continue their prompts."""
+    source, gold = other["meta"]["canonical_solution"], row["gold"]
+    if entry_point := row["meta"].get("entry_point"):
+        source, gold = other["prompt"] + source, f"{gold}\n\ncheck({entry_point})\n"
+    return Labelled(row["id"], Item(gold, f"```python\n{source}\n```", "code"), label)
 
 
 def _item(row: Row, answer: str) -> Item:

@@ -2,8 +2,8 @@
 
 All arms judge the same answers, one after the other, three times; the least processor time counts, children included.
 Bare math-verify gets gold and the final text as its README shows; it has neither a deadline that holds nor a second
-opinion. Its import counts in ours, where a worker starts for every 2,000 replies of which one is left open; the first
-line says how long that takes.
+opinion. Its import counts in ours, where a worker starts with the first reply that is left open; the first line says
+how long that takes.
 """
 
 import logging
@@ -16,7 +16,7 @@ from typing import Any
 
 from agreement import answers, read
 
-from builder.verify import Item, verify_answers
+from builder.verify import Item, math_verify_pool, verify_answers
 
 ROUNDS = 3
 
@@ -69,7 +69,8 @@ def best(judge: Callable[[list[Item]], list[str]], items: list[Item]) -> tuple[f
 
 
 def _ours(items: list[Item]) -> list[str]:
-    return [outcome.verdict for outcome in verify_answers(items, workers=1)]
+    with math_verify_pool(workers=1) as pool:
+        return [outcome.verdict for outcome in verify_answers(items, pool)]
 
 
 def _bare(items: list[Item]) -> list[str]:

@@ -97,13 +97,23 @@ def test_every_line_is_compared_and_only_white_space_at_line_ends_is_free(output
         ("", "empty"),
         ("{", "Expecting property name"),
         ("{" + '"a":[' * 200_000, ""),
-        ('{"language": "python"}', "either `tests` or `asserts`"),
-        ('{"language": "python", "asserts": "assert 1", "tests": []}', "either `tests` or `asserts`"),
+        ('{"language": "python"}', "it has language"),
+        ("{}", "it has nothing"),
+        ('{"language": "python", "asserts": "assert 1", "tests": []}', "it needs `asserts`, or `tests`, or `inputs`"),
         ('{"language": "python", "asserts": "assert 1", "timeout": 3}', "it has asserts, language, timeout"),
+        ('{"inputs": [[1]], "outputs": [2], "fn_name": "f"}', "it has fn_name, inputs, outputs"),
+        ('{"inputs": ["1", "2"], "outputs": ["1"]}', "lists of the same length"),
+        ('{"inputs": [], "outputs": []}', "at least one test"),
+        ('{"inputs": ["1"]}', "it has inputs"),
+        ('{"inputs": [1], "outputs": ["1"]}', "input and output 1 must be strings"),
+        ("[]", "at least one test"),
+        ("[1]", "Python in strings"),
+        ("['assert f(1) == 2']", "Expecting value"),
         ('{"language": "python", "tests": []}', "at least one test"),
         ('{"language": "python", "tests": [{"stdin": "1"}]}', "test 1 must have"),
         ('{"language": "python", "tests": [{"stdin": "1", "stdout": 1}]}', "test 1 must have"),
-        ('{"asserts": "assert 1"}', "must be strings"),
+        ('{"asserts": ["assert 1"]}', "must be strings"),
+        ('{"language": null, "asserts": "assert 1"}', "must be strings"),
         ('{"language": "python", "asserts": " "}', "`asserts` is empty"),
     ],
 )
@@ -114,10 +124,17 @@ def test_a_gold_that_does_not_parse_is_unscorable_and_says_why(gold: str, reason
     assert reason in outcome.votes[0]
 
 
-def test_golds_are_read_in_three_forms() -> None:
+def test_golds_are_read_in_the_forms_that_benchmarks_have() -> None:
     assert read_tests(ADDS_ONE).asserts == ADDS_ONE
+    assert read_tests(json.dumps(ADDS_ONE.split("\n"))).asserts == ADDS_ONE
     assert read_tests('{"language": "py", "asserts": "assert g()", "entry_point": "g"}').entry_point == "g"
-    assert read_tests(PRINTS_SUM).pairs == (("1 2\n", "3\n"),)
+    assert read_tests('{"asserts": "assert g()"}').language == "python"
+    for gold in (
+        PRINTS_SUM,
+        '{"inputs": ["1 2\\n"], "outputs": ["3\\n"]}',
+        '{"inputs": [["1 2"]], "outputs": ["3\\n"]}',
+    ):
+        assert read_tests(gold).pairs == (("1 2\n", "3\n"),)
 
 
 def test_other_languages_and_replies_without_a_block_are_unscorable_and_an_empty_reply_is_wrong() -> None:
@@ -152,7 +169,7 @@ def test_where_a_limit_cannot_be_set_the_program_is_not_run(judge: Judge, tmp_pa
 
 
 def test_the_version_names_the_interpreter() -> None:
-    assert code_version() == f"1 python {sys.version_info.major}.{sys.version_info.minor}"
+    assert code_version() == f"2 python {sys.version_info.major}.{sys.version_info.minor}"
 
 
 @pytest.mark.parametrize(
@@ -204,6 +221,9 @@ class TestF(unittest.TestCase):
         ("def f(x): return x + 1", HUMANEVAL, "correct"),
         ("def f(x): return x", HUMANEVAL, "wrong"),
         ("def g(x): return 1\ndef f(x): return x + g(x)", HUMANEVAL, "unscorable"),
+        ("def g(x): return 1\ndef f(x): return x + g(x)", HUMANEVAL + "\n\ncheck(f)", "correct"),
+        ("def g(x): return x + 1\ndef f(x): return x", HUMANEVAL + "\n\ncheck(f)", "wrong"),
+        ("def g(x): return x + 1", HUMANEVAL + "\n\ncheck(f)", "wrong"),
         ("def f(x): return x + 1", UNITTEST, "correct"),
         ("def f(x): return str(x)", UNITTEST, "wrong"),
         ("def f(x): return x + 1", "from solution import *\ndef test_f():\n    assert f(1) == 2", "correct"),
@@ -296,24 +316,6 @@ def test_a_star_import_of_the_program_replaces_no_built_in(judge: Judge, name: s
     tests = f"import builtins\nfrom solution import *\nassert {name} is builtins.{name}\nassert f(1) == 7"
     outcome = judge(source, tests)
     assert outcome.verdict == "correct", outcome.votes
-
-
-@needs_bwrap
-@pytest.mark.parametrize("gold", [ADDS_ONE, PRINTS_SUM])
-@pytest.mark.parametrize(
-    "source",
-    [
-        "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
-        "import os\nos.kill(os.getppid(), 9)\nos.kill(-1, 9)",
-        "import os\nfor p in os.listdir('/proc'):\n    if p.isdigit() and int(p) != os.getpid(): os.kill(int(p), 9)",
-        "import pathlib\n[print(p.read_bytes()) for p in pathlib.Path('/proc').glob('*/environ')]",
-        "import pathlib\n[p.read_bytes() for p in pathlib.Path('/proc').glob('*/mem')]",
-        "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=[3]).start()",
-        "i = 0\nwhile True:\n    open(f'/tmp/{i}', 'w').write('x' * 10**6)\n    i += 1",
-    ],
-)
-def test_hostile_programs_in_the_sandbox_come_to_a_named_verdict(source: str, gold: str) -> None:
-    assert code(gold, "python_tests", fenced(source), False, FAST).verdict in ("wrong", "timeout")
 
 
 @needs_bwrap

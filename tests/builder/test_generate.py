@@ -257,7 +257,7 @@ def test_a_refusal_in_the_middle_waits_for_what_is_in_flight_and_keeps_it(tmp_pa
     def script(ask: Ask) -> Any:
         if ask.number == 20:
             return 402
-        time.sleep(0.001)
+        time.sleep(0.001 if ask.number < 20 else 0.1)  # longer than the refusal takes to arrive
         return None
 
     with endpoint(script=script) as server:

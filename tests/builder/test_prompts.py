@@ -90,6 +90,28 @@ def test_a_gold_is_cut_out_by_its_pattern(tmp_path: Path) -> None:
     assert load(source).rows[0]["gold"] == "1,004"
 
 
+HUMANEVAL = {"column": "test", "entry_point": "entry_point"}
+
+
+def test_a_gold_of_tests_ends_with_the_call_of_its_entry_point(tmp_path: Path) -> None:
+    row = {"prompt": "q?", "test": "def check(candidate):\n    assert candidate(1) == 2", "entry_point": "next_number"}
+    source = {"source": str(write(tmp_path / "q.jsonl", row)), "gold": HUMANEVAL}
+    assert load(source).rows[0]["gold"] == row["test"] + "\n\ncheck(next_number)\n"
+
+
+@pytest.mark.parametrize("name", [None, "", "f(x)"])
+def test_an_entry_point_that_names_no_function_is_an_error(tmp_path: Path, name: str | None) -> None:
+    row = {"prompt": "q?", "test": "def check(candidate): ...", "entry_point": name}
+    message = refused({"source": str(write(tmp_path / "q.jsonl", row)), "gold": HUMANEVAL})
+    assert "row 1: column 'entry_point' holds" in message and "the tests in 'test' would check nothing" in message
+
+
+def test_a_gold_that_is_a_list_or_an_object_is_kept_as_json(tmp_path: Path) -> None:
+    golds = (["assert f(1) == 'ä'"], {"inputs": ["1\n"], "outputs": ["2\n"]})
+    lines = [{"prompt": f"{number}?", "gold": gold} for number, gold in enumerate(golds)]
+    assert [json.loads(row["gold"]) for row in load(write(tmp_path / "q.jsonl", *lines)).rows] == list(golds)
+
+
 def test_messages_keep_their_roles(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": "Be brief. "}, {"role": "user", "content": "q?", "extra": 1}]
     (row,) = load(write(tmp_path / "q.jsonl", {"messages": messages})).rows

@@ -2,12 +2,11 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sandbox_toys import needs_bwrap, without_bwrap
+from sandbox_toys import without_bwrap
 
 from builder.errors import VerifyError
 from builder.sandbox import DEFAULT_LIMITS, Limits, Ran, bwrap_command, finish, sandbox_problem, sandboxed, start
@@ -50,12 +49,13 @@ def test_the_command_unshares_everything_and_writes_nowhere_but_in_a_bounded_tmp
     options = command[: command.index("--")]
     for namespace in ("user", "pid", "net", "ipc", "uts"):
         assert f"--unshare-{namespace}" in options
-    assert {"--die-with-parent", "--new-session", "--clearenv"} <= set(options)
+    assert {"--die-with-parent", "--as-pid-1", "--clearenv"} <= set(options)
     assert options[options.index("--cap-drop") + 1] == "ALL"
     assert not {"--bind", "--bind-try", "--dev-bind", "--share-net", "--dev-bind-try"} & set(options)
     assert options[options.index("--size") :][:4] == ["--size", "4096", "--tmpfs", "/tmp"]
     assert options.count("--tmpfs") == 1
-    assert [options[i + 1] for i, option in enumerate(options) if option == "--remount-ro"] == ["/dev", "/"]
+    read_only = {options[i + 1] for i, option in enumerate(options) if option == "--remount-ro"}
+    assert read_only == {"/dev", "/proc", "/"}
 
 
 def test_the_sandbox_sees_system_directories_the_interpreter_and_one_program(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_processor_time_is_bounded_also_for_a_program_that_ignores_the_signal(li
     limits = Limits(cpu_s=1, wall_s=60)
     ran = limited(source, limits=limits)
     assert ran.status == 137
-    assert ran.used_up_time(limits)
+    assert ran.used_up_time
 
 
 def test_files_are_bounded_in_size_and_number(limited: Run) -> None:
@@ -164,59 +164,3 @@ def test_threads_are_allowed(limited: Run) -> None:
 def test_a_missing_module_is_told_from_a_failure_of_the_program(limited: Run) -> None:
     assert limited("import numpy").status == MODULE_MISSING
     assert limited("import json.nothing").status == 1
-
-
-@needs_bwrap
-@pytest.mark.parametrize(
-    ("attempt", "seen"),
-    [
-        ("open('/tmp/mine', 'w').write('x')", "1"),
-        ("open('/written', 'w')", "OSError"),
-        ("open('/usr/written', 'w')", "OSError"),
-        ("open('/dev/shm/written', 'w')", "OSError"),
-        ("os.symlink('/usr', '/tmp/link') or open('/tmp/link/written', 'w')", "OSError"),
-        ("open(%(home)r)", "FileNotFoundError"),
-        ("os.listdir('/proc/%(pid)d/')", "FileNotFoundError"),
-        ("os.kill(%(pid)d, 9)", "ProcessLookupError"),
-        ("os.kill(1, 9)", "None"),
-        ("len(os.environ.get('SECRET', ''))", "0"),
-        ("os.getcwd()", "/tmp"),
-        ("resource.setrlimit(resource.RLIMIT_NOFILE, (10_000, 10_000))", "ValueError"),
-    ],
-)
-def test_the_walls_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempt: str, seen: str) -> None:
-    sleeper = subprocess.Popen(["/bin/sleep", "60"])
-    monkeypatch.setenv("SECRET", "secret")
-    program = tmp_path / "program.py"
-    filled = attempt % {"home": str(program), "pid": sleeper.pid} if "%(" in attempt else attempt
-    kinds = "(FileNotFoundError, ProcessLookupError, ValueError)"
-    source = f"import os, resource\ntry:\n    print({filled})\nexcept {kinds} as e:\n    print(type(e).__name__)\n"
-    program.write_text(source + "except OSError:\n    print('OSError')")
-    try:
-        ran = run_command(sandboxed("script", program, DEFAULT_LIMITS))
-        assert ran.output.decode().strip() == seen
-        assert sleeper.poll() is None
-    finally:
-        sleeper.kill()
-        sleeper.wait()
-
-
-@needs_bwrap
-def test_nothing_of_a_killed_sandbox_lives_on(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text("import time\ntime.sleep(600)")
-    limits = Limits(wall_s=1.0, open_files=61)
-    assert run_command(sandboxed("script", program, limits), limits=limits).stopped == "time"
-    marker = b'"NOFILE": 61'
-    deadline = time.monotonic() + 20
-    while any(marker in line for line in _command_lines()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(marker in line for line in _command_lines())
-
-
-def _command_lines() -> Iterator[bytes]:
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            yield path.read_bytes()
-        except OSError:  # it ended meanwhile
-            continue

@@ -133,6 +133,8 @@ def test_a_false_positive_that_only_math_verify_reads_is_not_caught() -> None:
         ("B", r"\boxed{B}", "correct"),
         ("B", r"\boxed{C}", "wrong"),
         ("x=y=3", r"\boxed{3}", "correct"),
+        ("1,-1,7,-7", r"\boxed{\pm 1, \pm 7}", "correct"),
+        (r"\pm 1, \pm 7", r"\boxed{1, 7}", "wrong"),
     ],
 )
 def test_pitfalls_of_math_verify_have_the_right_verdict(gold: str, answer: str, verdict: str) -> None:
@@ -149,7 +151,6 @@ def test_pitfalls_of_math_verify_have_the_right_verdict(gold: str, answer: str, 
         ("3,14", r"\boxed{3.14}", "wrong"),
         ("0.5", "50%", "correct"),
         ("50", "50%", "correct"),
-        ("1,-1,7,-7", r"\boxed{\pm 1, \pm 7}", "unscorable"),
     ],
 )
 def test_what_the_documents_list_as_not_caught_is_as_they_say(gold: str, answer: str, verdict: str) -> None:
