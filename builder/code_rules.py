@@ -19,10 +19,9 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import duckdb
-import polars as pl
 import pyarrow as pa
 
 from builder.config import Recipe
@@ -31,11 +30,15 @@ from builder.models import student_id
 from builder.sqlfile import KINDS, Parameter, SqlFile, Value
 from builder.store import Run
 
+if TYPE_CHECKING:  # imported where a Python file runs: a selection in SQL alone does without
+    import polars as pl
+
 _FUNCTIONS: Final = {"rules": "rule", "selectors": "selector"}
-_COLUMNS: Final[dict[str, pl.Schema]] = {
-    "rules": pl.Schema({"response_id": pl.String, "observed": pl.Float64, "threshold": pl.Float64}),
-    "selectors": pl.Schema({"response_id": pl.String, "rank": pl.Int32}),
+_COLUMNS: Final = {
+    "rules": {"response_id": "String", "observed": "Float64", "threshold": "Float64"},
+    "selectors": {"response_id": "String", "rank": "Int32"},
 }
+"""Columns and their Polars types, by kind."""
 _TYPES: Final = {bool: "BOOLEAN", int: "BIGINT", float: "DOUBLE", str: "VARCHAR"}
 
 
@@ -109,8 +112,10 @@ def as_sql(file: SqlFile, table: str) -> SqlFile:
     return SqlFile(file.name, file.kind, file.path, f"select * from {table}", {}, ())
 
 
-def candidates(run: Run, recipe: Recipe) -> pl.LazyFrame:
+def candidates(run: Run, recipe: Recipe) -> "pl.LazyFrame":
     """What `stg_candidates` holds, lazily from the run's tables; a run whose run.duckdb is up to date."""
+    import polars as pl
+
     responses, scores = run.scan("responses"), run.scan("scores")
     student = student_id(recipe.student) if recipe.student else None
     with duckdb.connect(str(run.database), read_only=True) as connection:
@@ -127,11 +132,13 @@ def candidates(run: Run, recipe: Recipe) -> pl.LazyFrame:
     )
 
 
-def run_code(file: CodeFile, rows: pl.LazyFrame, params: Mapping[str, Value]) -> pa.Table:
+def run_code(file: CodeFile, rows: "pl.LazyFrame", params: Mapping[str, Value]) -> pa.Table:
     """Rows that the file's function returns for `rows`, in the columns of its kind.
 
     Raises SqlError naming the file, and the line where its own code fails.
     """
+    import polars as pl
+
     name, columns = _FUNCTIONS[file.kind], _COLUMNS[file.kind]
     mine = {parameter.name: params[parameter.name] for parameter in file.parameters if parameter.name in params}
     space: dict[str, Any] = {"__name__": file.name, "__file__": str(file.path)}
@@ -140,7 +147,7 @@ def run_code(file: CodeFile, rows: pl.LazyFrame, params: Mapping[str, Value]) ->
         answer = space[name](rows, **mine)
         frame = answer.lazy().collect() if isinstance(answer, pl.LazyFrame | pl.DataFrame) else None
         if frame is not None and frame.columns == list(columns):
-            return frame.cast(columns, strict=True).to_arrow()
+            return frame.cast({column: getattr(pl, kind) for column, kind in columns.items()}, strict=True).to_arrow()
     except Exception as error:
         lines = [one.lineno for one in traceback.extract_tb(sys.exc_info()[2]) if one.filename == str(file.path)]
         where = f" in line {lines[-1]}" if lines else ""

@@ -35,14 +35,16 @@ from builder.store import Run
 
 @dataclass(frozen=True)
 class Side:
-    """One selection: its rows and rejections as tables of the run have them. `rules` in order of the recipe, or in
-    order of their names where only the tables are left of it."""
+    """One selection: its rows as the table of the run has them, and the rules that replies break: `rule_name` and
+    `key`, which is reply (as in reply_numbers now) or response_id. `rules` in order of the recipe, or in order of their
+    names where only the tables are left of it."""
 
     label: str
     selection_id: str | None
     rules: tuple[str, ...]
     keep: int
     rejections: pa.Table
+    key: str
     selection: pa.Table
 
 
@@ -97,11 +99,13 @@ def evaluate(run: Run, recipe: Recipe, recipe_dir: Path | None, label: str, *, a
     plan = plan_selection(recipe, recipe_dir, mixed=is_mixed(run, recipe))
     prepare(run, recipe, plan, allow_code=allow_code)
     decided = decide(run, recipe, plan, allow_code=allow_code, counts=False)
-    schema = run.schema("rejections")
-    rejected = [*(pq.ParquetFile(part).read() for part in decided.known.values()), *decided.fresh.values()]
-    broken = pa.concat_tables([schema.empty_table(), *(rows.cast(schema) for rows in rejected)])
+    columns = ["rule_name", "reply"]
+    rejected = [*(pq.ParquetFile(part).read(columns) for part in decided.known.values()), *decided.fresh.values()]
+    schema = pa.schema([run.schema("rejections").field(name) for name in columns])
+    broken = pa.concat_tables([schema.empty_table(), *(rows.select(columns).cast(schema) for rows in rejected)])
     names = tuple(rule.name for rule in plan.rules)
-    return Side(label, plan.selection_id, names, recipe.selection.keep, broken, decided.tables["selection_rows"])
+    rows = decided.tables["selection_rows"]
+    return Side(label, plan.selection_id, names, recipe.selection.keep, broken, "reply", rows)
 
 
 def stored(run: Run, recipe: Recipe) -> Side:
@@ -113,10 +117,10 @@ def stored(run: Run, recipe: Recipe) -> Side:
             "--against another recipe, or --with key=value."
         )
     identity = selection["selection_id"][0]
-    broken = run.read("rejections")
+    broken = run.read("rejections", ["rule_name", "response_id"])  # replies may have come since, and other numbers
     made = [event for event in events(run) if event["step"] == "select" and event["selection_id"] == identity]
     rules = [row["rule_name"] for row in made[-1]["funnel"]] if made else sorted(set(broken["rule_name"]))
-    return Side("the latest select", identity, tuple(rules), recipe.selection.keep, broken.to_arrow(),
+    return Side("the latest select", identity, tuple(rules), recipe.selection.keep, broken.to_arrow(), "response_id",
                 selection.to_arrow())  # fmt: skip
 
 
@@ -155,7 +159,7 @@ def compare(run: Run, a: Side, b: Side, recipe: Recipe, sample: int) -> Comparis
         for name, side in (("a", a), ("b", b)):
             connection.register(f"selection_{name}", side.selection)
             connection.register(f"rejections_{name}", side.rejections)
-            connection.execute(SIDE.format(side=name))
+            connection.execute(SIDE.format(side=name, key=side.key))
         connection.execute(REPLIES.format(slot=slot + 1))
 
         def ask(sql: str) -> list[dict[str, Any]]:

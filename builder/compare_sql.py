@@ -10,9 +10,12 @@ SIDE: Final = """
 create temp table kept_{side} as
     select distinct reply from selection_{side} join reply_numbers on response_id = grain_id where kind = 'sft';
 create temp table broken_{side} as
-    select replies.reply, role, completion_tokens, rule_name, count(*) over (partition by replies.reply) = 1 as is_alone
+    with counted as (select {key}, count(*) as rules from rejections_{side} group by {key})
+
+    select reply, role, completion_tokens, rule_name, counted.rules = 1 as is_alone
     from rejections_{side}
-    join reply_numbers as replies using (response_id);
+    join counted using ({key})
+    join reply_numbers using ({key});
 """
 
 REPLIES: Final = """

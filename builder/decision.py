@@ -9,13 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-import polars as pl
 import pyarrow as pa
 
 from builder import rejections
 from builder.code_rules import CodeFile, as_sql, candidates, refuse_code, run_code, run_rules
 from builder.config import Recipe
-from builder.decontaminate import benchmarks_id
 from builder.errors import TableError, UsageError
 from builder.evidence import check_evidence, update_evidence
 from builder.features import update_features
@@ -39,11 +37,13 @@ _MANY: Final = 1000
 class Ready:
     """A plan that SQL alone can run: in place of its Python files and of rules that need not run stand `given` tables.
 
-    `known` are the files with these rules' rows, by the rule's name; `there` the names of their tables in the job.
+    `keys` say what decides a rule's rows and `known` are the files that hold them already, by the rule's name; `there`
+    the names of their tables in the job.
     """
 
     plan: Plan
     given: Mapping[str, pa.Table | Path]
+    keys: Mapping[str, str]
     known: Mapping[str, Path]
 
     @property
@@ -53,10 +53,11 @@ class Ready:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a plan decided: the tables that its steps fetch, by name, and the rules whose rows were `known` before."""
+    """What a plan decided: the tables that its steps fetch, by name; `keys` and rules `known` before as in `Ready`."""
 
     plan: Plan
     tables: Mapping[str, pa.Table]
+    keys: Mapping[str, str]
     known: Mapping[str, Path]
 
     @property
@@ -110,7 +111,7 @@ def decide(
     ready = in_sql(run, recipe, plan, limits=limits)
     steps = selection_steps(ready.plan, recipe, ready.there, counts=counts)
     tables = run_steps(run.database, steps, plan.variables, limits=limits, given=ready.given)
-    return Decision(plan, tables, ready.known)
+    return Decision(plan, tables, ready.keys, ready.known)
 
 
 def in_sql(run: Run, recipe: Recipe, plan: Plan, *, limits: Limits | None = None) -> Ready:
@@ -119,23 +120,21 @@ def in_sql(run: Run, recipe: Recipe, plan: Plan, *, limits: Limits | None = None
     Python rules run here, in this process; a Python selector after a job that finds the survivors.
     """
     rules, given = run_rules(plan.rules, run, recipe)
-    known = rejections.known(run, made_from(run, recipe, plan))
+    keys = rejections.made_from(plan, sources(run, staging_variables(recipe)))
+    known = rejections.known(run, keys)
     tables = {table_of(place): known[rule.name] for place, rule in enumerate(rules) if rule.name in known}
-    ready = Ready(replace(plan, rules=rules), {**given, **tables}, known)
+    ready = Ready(replace(plan, rules=rules), {**given, **tables}, keys, known)
     if not isinstance(plan.selector, CodeFile):
         return ready
-    steps = [replace(step, fetch=step.into == "to_rank") for step in rule_steps(ready.plan, recipe, ready.there)]
+    steps = [replace(step, fetch=step.into == "survivors") for step in rule_steps(ready.plan, recipe, ready.there)]
     found = run_steps(run.database, steps, plan.variables, limits=limits, given=ready.given)
-    survivors = pl.LazyFrame({"response_id": pl.Series(pl.from_arrow(found["to_rank"]["response_id"]))})
+    import polars as pl  # here, because SQL does without
+
+    survivors = pl.LazyFrame({"response_id": pl.Series(pl.from_arrow(found["survivors"]["response_id"]))})
     to_rank = candidates(run, recipe).join(survivors, on="response_id", how="semi")
     ranks = run_code(plan.selector, to_rank, recipe.selection.params)
     selector = as_sql(plan.selector, "code_ranks")
     return replace(ready, plan=replace(ready.plan, selector=selector), given={**ready.given, "code_ranks": ranks})
-
-
-def made_from(run: Run, recipe: Recipe, plan: Plan) -> dict[str, str]:
-    """What decides each rule's rows in this run, by the rule's name."""
-    return rejections.made_from(plan, sources(run, staging_variables(recipe)))
 
 
 def check_columns(recipe: Recipe, plan: Plan) -> None:
@@ -190,6 +189,8 @@ def plan_selection(recipe: Recipe, recipe_dir: Path | None = None, *, mixed: boo
         "seed": recipe.generation.seed,
     }
     if recipe.decontamination is not None and any("stg_contaminations" in rule.text for rule in rules):
+        from builder.decontaminate import benchmarks_id  # with what it reads questions by
+
         decides["benchmarks"] = benchmarks_id(recipe.require_benchmarks())
     variables: dict[str, Value] = {
         "seed": recipe.generation.seed,

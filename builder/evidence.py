@@ -1,6 +1,7 @@
 """What rules about copies read is computed here, before they run, and only where a rule reads it."""
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Final
 
 from builder.config import Recipe
@@ -11,10 +12,15 @@ from builder.store import Run
 EVIDENCE: Final = frozenset({"stg_duplicates", "stg_contaminations"})
 
 
-def tables_of(file: SqlFile) -> set[str]:
+def tables_of(file: SqlFile) -> frozenset[str]:
     """Names of the tables that a file reads."""
-    tree = parse_select(file.text, file.label)
-    return {str(node["table_name"]).lower() for node in walk(tree) if node.get("type") == "BASE_TABLE"}
+    return _tables(file.text, file.label)
+
+
+@cache
+def _tables(text: str, label: str) -> frozenset[str]:
+    tree = parse_select(text, label)
+    return frozenset(str(node["table_name"]).lower() for node in walk(tree) if node.get("type") == "BASE_TABLE")
 
 
 def reads_evidence(file: SqlFile) -> bool:

@@ -13,13 +13,14 @@ from builder.config import Recipe
 from builder.decision import in_sql, plan_selection, prepare
 from builder.explain_sql import MINE, RIVALS, WANTED
 from builder.find_reply import find_reply, rows_of
+from builder.resources import resource
 from builder.rules import catalogue
 from builder.schema import MARGINS
 from builder.selection_sql import margin_slot
 from builder.selection_steps import Plan, selection_steps
 from builder.sqlcheck import parse_select, quoted, walk
 from builder.sqlfile import Parameter, SqlFile
-from builder.sqlrun import SELECTOR_COLUMNS, Step, run_steps
+from builder.sqlrun import Step, run_steps
 from builder.stages import is_mixed
 from builder.store import Run
 
@@ -163,9 +164,11 @@ def _steps(plan: Plan, recipe: Recipe, me: str, known: Collection[str]) -> list[
         sql = step.sql
         if is_local and step.into in ("broken", "to_rank"):
             sql = f"select * from (\n{sql}\n) semi join rivals using (reply)"
-        if is_local and step.columns == SELECTOR_COLUMNS:
-            sql = sql.replace("stg_sentences", "my_sentences")
         steps.append(replace(step, sql=sql, fetch=False))
+        if is_local and step.into == "stg_scores_of_survivors":
+            counted = resource("sql", "staging", "stg_sentences_of_survivors.sql").read_text(encoding="utf-8")
+            mine = counted.replace("from stg_sentences as", "from my_sentences as")
+            steps.append(Step("sentences of survivors", mine, "stg_sentences_of_survivors", view=True))
     return steps
 
 

@@ -57,7 +57,8 @@ WANTED: Final = {
         left join my_verdicts as v on v.response_id = r.response_id and v.decides
         left join my_scores as s on s.response_id = r.response_id and s.status = 'ok'
         left join my_sentences as p on p.response_id = s.response_id
-        left join ranked on ranked.response_id = r.response_id
+        left join rivals on rivals.response_id = r.response_id
+        left join ranked on ranked.reply = rivals.reply
         where r.role = 'teacher'
         order by ranked.rank nulls last, r.response_id
     """,

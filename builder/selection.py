@@ -1,7 +1,9 @@
 """Replies to selection: rules drop, the selector ranks, stages order. Every decision is SQL, arranged here."""
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pyarrow as pa
 
 from builder import rejections
 from builder.config import Recipe
-from builder.decision import decide, made_from, plan_selection, prepare
+from builder.decision import decide, plan_selection, prepare
 from builder.errors import TableError
 from builder.selection_steps import Plan
 from builder.sqlrun import Limits
@@ -92,21 +94,22 @@ def select(
     plan = plan_selection(recipe, recipe_dir, mixed=is_mixed(run, recipe))
     new_features = prepare(run, recipe, plan, allow_code=allow_code)
     decided = decide(run, recipe, plan, limits=limits, allow_code=allow_code)
-    result = _result(plan, decided.tables, new_features)
+    result = _result(plan, recipe, decided.tables, new_features)
     if decided.fresh or set(decided.known.values()) != set(run.parts("rejections")):
         # a crash between the two tables leaves no selection rather than one beside the rejections of another
         run.replace("selection", run.schema("selection").empty_table())
-        rejections.write(run, made_from(run, recipe, plan), decided.known, decided.fresh)
+        rejections.write(run, decided.keys, decided.known, decided.fresh)
     run.replace("selection", decided.tables["selection_rows"])
     build_staging(run, staging_variables(recipe))
     return result
 
 
-def _result(plan: Plan, found: Mapping[str, pa.Table], new_features: int) -> SelectionResult:
-    totals: dict[str, Any] = found["totals"].to_pylist()[0]
+def _result(plan: Plan, recipe: Recipe, found: Mapping[str, pa.Table], new_features: int) -> SelectionResult:
+    totals = _totals(found["lengths"])
     if not totals["replies"]:
         raise TableError("This run holds no teacher replies, so there is nothing to select. Run `builder generate`.")
-    ranked, to_rank = totals.pop("ranked"), totals.pop("to_rank")
+    ranked = found["ranked_replies"]["replies"][0].as_py()
+    to_rank = totals["survivors" if recipe.selection.order == "rules-first" else "replies"]
     (spread,) = [row for row in found["spread"].to_pylist() if row["temperature"] is None]
     by_rule = {row.pop("rule"): row for row in found["funnel"].to_pylist()}
     nothing = {"breaks": 0, "breaks_alone": 0, "tokens": 0}
@@ -146,3 +149,30 @@ def _result(plan: Plan, found: Mapping[str, pa.Table], new_features: int) -> Sel
         prompts_with_spread=spread["spread"],
         **totals,
     )
+
+
+def _totals(lengths: pa.Table) -> dict[str, Any]:
+    """Counts of teacher replies, and mean and median of the lengths known, from how many there are of each length."""
+    rows = [tuple(row.values()) for row in lengths.to_pylist()]
+    totals: dict[str, Any] = {
+        "replies": sum(replies for _, replies, _, _ in rows),
+        "survivors": sum(replies - broken for _, replies, broken, _ in rows),
+        "kept": sum(kept for _, _, _, kept in rows),
+    }
+    for name, counted in {
+        "kept": [(tokens, kept) for tokens, _, _, kept in rows],
+        "dropped": [(tokens, replies - kept) for tokens, replies, _, kept in rows],
+        "outranked": [(tokens, replies - broken - kept) for tokens, replies, broken, kept in rows],
+    }.items():
+        known = [(tokens, times) for tokens, times in counted if tokens is not None]
+        totals[f"mean_tokens_{name}"], totals[f"median_tokens_{name}"] = _mean_and_median(known)
+    return totals
+
+
+def _mean_and_median(counted: Sequence[tuple[int, int]]) -> tuple[float, float] | tuple[None, None]:
+    """Of values that come so many times each, in ascending order; None of no value."""
+    ends = list(accumulate(count for _, count in counted))
+    if not ends or not ends[-1]:
+        return None, None
+    low, high = (counted[bisect_right(ends, place)][0] for place in ((ends[-1] - 1) // 2, ends[-1] // 2))
+    return sum(value * count for value, count in counted) / ends[-1], (low + high) / 2

@@ -1,12 +1,22 @@
 """A selection as SQL steps of one job: rules, survivors, ranks, stages, and the numbers of the funnel."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from builder.config import Recipe, Stage
 from builder.rules import catalogue
-from builder.selection_sql import kept_rows, margin_slot, spread_steps
+from builder.selection_sql import (
+    BROKEN_BY,
+    FUNNEL,
+    LAST,
+    LENGTHS,
+    NO_ROWS,
+    SCORES,
+    kept_rows,
+    margin_slot,
+    spread_step,
+)
 from builder.sqlcheck import quoted
 from builder.sqlfile import SqlFile, Value
 from builder.sqlrun import Step, mix_step, ranks_step, rows_step, rule_step, selector_step
@@ -57,26 +67,31 @@ def rule_steps(plan: Plan, recipe: Recipe, known: Collection[str] = ()) -> list[
     """
     tables = {table_of(place): rule for place, rule in enumerate(plan.rules)}
     asked = {name: rule for name, rule in tables.items() if name not in known}
+    rows = [
+        f"select {place}::integer as rule, reply, observed, threshold from {name}" for place, name in enumerate(tables)
+    ]
     names = f"[{', '.join(quoted(rule.name) for rule in plan.rules)}]" if plan.rules else "['']"
     rejections = (
         f"select replies.response_id, {names}[rule + 1] as rule_name, observed, threshold, reply "
-        "from broken join reply_numbers as replies using (reply) "
-        "where broken.role in ('teacher', 'mixed') {} order by reply, rule_name"
+        "from broken join reply_numbers as replies using (reply) order by reply, rule_name"
     )
+    judged = "select response_id, {} as rule_name, observed, threshold, reply from asked_rules "
+    judged += "where rule = {} and role in ('teacher', 'mixed') order by reply"
     whole = "anti join broken_by using (reply) " if recipe.selection.order == "rules-first" else ""
     to_rank = f"select * exclude (role) from reply_numbers {whole}where role = 'teacher'"
     return [
         *[rule_step(rule, name) for name, rule in asked.items()],
-        rows_step(tables, "broken", known),
-        Step("rules by reply", "select reply, count(*) as broken from broken group by reply", "broken_by"),
-        Step("rejections", rejections.format(""), "stg_rejections", view=True),
+        rows_step(asked, "asked_rules"),
         *[
-            Step(rule.label, rejections.format(f"and rule = {place}"), table_of(place), fetch=True)
-            for place, rule in enumerate(plan.rules)
-            if table_of(place) in asked
+            Step(rule.label, judged.format(quoted(rule.name), place), name, fetch=True)
+            for place, (name, rule) in enumerate(asked.items())
         ],
+        Step("rows of all rules", " union all ".join(rows) or NO_ROWS, "broken"),
+        Step("rules by reply", BROKEN_BY, "broken_by"),
+        Step("rejections", rejections, "stg_rejections", view=True),
         Step("replies to rank", to_rank, "to_rank", view=True),
         Step("survivors", "select response_id, prompt_id, temperature from to_rank", "survivors", view=True),
+        Step("scores of survivors", SCORES, "stg_scores_of_survivors", view=True),
     ]
 
 
@@ -86,27 +101,30 @@ def table_of(place: int) -> str:
 
 
 def _rank_steps(plan: Plan, recipe: Recipe) -> list[Step]:
-    """The selector's ranks, and the replies that they and the rules leave.
+    """The selector's ranks by reply, and the replies that they and the rules leave.
 
-    A packaged selector counts sentences at margins off the grid only; at the others it is given none to read. Its rows
-    are as it says, which tests show, so of those only the kept ones are looked up.
+    A packaged selector is asked for numbers in place of ids, and counts sentences at margins off the grid only; at the
+    others it is given none to read. Its rows are as it says, which tests show; those of any other are checked.
     """
-    selector, is_packaged = plan.selector, plan.selector.path in catalogue("selectors").values()
-    if is_packaged and margin_slot(plan.variables) is not None:
-        selector = replace(selector, text=selector.text.replace("stg_sentences", "no_sentences"))
-    keep = recipe.selection.keep
-    if is_packaged:
-        few = f"(from ranked where rank <= {keep})"
-        ranks = Step(
-            selector.label, f"select reply, response_id, rank from {few} join to_rank using (response_id)", "ranks"
-        )
+    selector = plan.selector
+    if selector.path in catalogue("selectors").values():
+        text = selector.text.replace(LAST, "select ranked.reply_id as reply, ranked.rank from ranked;")
+        if margin_slot(plan.variables) is not None:
+            text = text.replace("stg_sentences", "no_sentences")
+        columns = (("reply", "bigint"), ("rank", "integer"))
+        ranks = [
+            Step("no sentences", _NO_SENTENCES, "no_sentences_of_survivors"),
+            Step(selector.label, text, "ranked", columns, is_file=True),
+        ]
     else:
-        ranks = ranks_step(selector, "ranked", "to_rank", "ranks")
-    kept = f"select reply, response_id, rank from ranks anti join broken_by using (reply) where rank <= {keep}"
+        ranks = [selector_step(selector, "ranked_ids"), ranks_step(selector, "ranked_ids", "to_rank", "ranked")]
+    kept = (
+        "select replies.reply, replies.response_id, replies.temperature, replies.completion_tokens, ranked.rank "
+        "from ranked join reply_numbers as replies using (reply) anti join broken_by using (reply) "
+        f"where ranked.rank <= {recipe.selection.keep}"
+    )
     return [
-        Step("no sentences", _NO_SENTENCES, "no_sentences"),
-        selector_step(selector, "ranked"),
-        ranks,
+        *ranks,
         Step("kept", kept, "kept"),
         Step("kept rows", kept_rows(plan.stages.values()), "kept_rows", view=True),
         Step("prompts with a gold", "select * from stg_prompts where gold is not null", "prompts_with_gold", view=True),
@@ -116,9 +134,10 @@ def _rank_steps(plan: Plan, recipe: Recipe) -> list[Step]:
 def _count_steps(plan: Plan) -> list[Step]:
     """The numbers that `builder select` prints."""
     return [
-        Step("totals", _TOTALS, "totals", fetch=True),
-        Step("funnel", _FUNNEL, "funnel", fetch=True),
-        *spread_steps(plan.variables),
+        Step("ranked replies", "select count(*) as replies from ranked", "ranked_replies", fetch=True),
+        Step("lengths", LENGTHS, "lengths", fetch=True),
+        Step("funnel", FUNNEL, "funnel", fetch=True),
+        spread_step(plan.variables),
     ]
 
 
@@ -186,46 +205,4 @@ group by all
 order by rule_name
 """
 
-
-_TOTALS: Final = """
-with replies as (
-    select completion_tokens, broken.reply is null as is_whole, kept.reply is not null as is_kept
-    from reply_numbers as replies
-    left join broken_by as broken using (reply)
-    left join kept using (reply)
-    where role = 'teacher'
-)
-
-select
-    count(*) as replies,
-    count(*) filter (is_whole) as survivors,
-    count(*) filter (is_kept) as kept,
-    (select count(*) from ranked) as ranked,
-    (select count(*) from survivors) as to_rank,
-    avg(completion_tokens) filter (is_kept) as mean_tokens_kept,
-    avg(completion_tokens) filter (not is_kept) as mean_tokens_dropped,
-    avg(completion_tokens) filter (is_whole and not is_kept) as mean_tokens_outranked,
-    median(completion_tokens) filter (is_kept) as median_tokens_kept,
-    median(completion_tokens) filter (not is_kept) as median_tokens_dropped,
-    median(completion_tokens) filter (is_whole and not is_kept) as median_tokens_outranked
-from replies
-"""
-
-# What sql/reports/funnel.sql says of all domains and temperatures, by place of the rule.
-_FUNNEL: Final = """
-select
-    rule,
-    count(*) as breaks,
-    count(*) filter (broken_by.broken = 1) as breaks_alone,
-    coalesce(sum(completion_tokens), 0)::bigint as tokens
-from broken
-join broken_by using (reply)
-where role = 'teacher'
-group by rule
-"""
-
-_NO_SENTENCES: Final = """
-select null::varchar as response_id, null::integer[] as teacher_tokens, null::integer[] as student_tokens,
-    null::float[] as p_teacher, null::float[] as p_student
-where false
-"""
+_NO_SENTENCES: Final = "select null::bigint as reply_id, null::double as delta where false"

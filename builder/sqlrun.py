@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -77,33 +77,24 @@ def rule_step(file: SqlFile, into: str) -> Step:
     return Step(file.label, file.text, into, RULE_COLUMNS, is_file=True)
 
 
-def rows_step(files: Mapping[str, SqlFile], into: str, known: Collection[str] = ()) -> Step:
+def rows_step(files: Mapping[str, SqlFile], into: str) -> Step:
     """Rows of all rules in one table, with the checks of a rule's contract: known ids, each once, none NULL.
 
-    `files` by the names of the tables that hold their rows; the rows of those `known` were checked before and have
-    numbers. The table: rule (place in `files`), reply, completion_tokens and role (null where the reply is unknown),
-    response_id (null where known), observed, threshold.
+    `files` by the names of the tables that hold their rows. The table: rule (place in `files`), reply,
+    completion_tokens and role (null where the reply is unknown), response_id, observed, threshold.
     """
     labels = f"[{', '.join(quoted(file.label) for file in files.values())}][rule + 1]"
     places = {name: place for place, name in enumerate(files)}
-    fresh = [f"select {places[name]}::integer as rule, * from {name}" for name in files if name not in known]
-    again = [f"select {places[name]}::integer as rule, * from {name}" for name in files if name in known]
-    columns = "rule, reply, completion_tokens, role, {} as response_id, observed, threshold"
+    rows = [f"select {places[name]}::integer as rule, * from {name}" for name in files]
     numbered = (
-        f"select {columns.format('broken.response_id')} from ({' union all '.join(fresh) or _NO_RULE}) as broken "
-        "left join reply_numbers using (response_id)"
+        "select rule, reply, completion_tokens, role, broken.response_id, observed, threshold "
+        f"from ({' union all '.join(rows) or _NO_RULE}) as broken left join reply_numbers using (response_id)"
     )
-    if again:
-        numbered += (
-            f" union all select {columns.format('null')} from ({' union all '.join(again)}) as broken "
-            "join reply_numbers using (reply)"
-        )
-    asked = f"{into} where rule in ({', '.join(str(place) for name, place in places.items() if name not in known)})"
-    nulls = f"select {labels}, count(*) from {asked} and response_id is null group by all order by 1 limit 1"
-    unknown = f"select {labels}, response_id from {asked} and reply is null order by all limit 1"
+    nulls = f"select {labels}, count(*) from {into} where response_id is null group by all order by 1 limit 1"
+    unknown = f"select {labels}, response_id from {into} where reply is null order by all limit 1"
     # by number, which is fast; the id is looked up only where there is something to say
     twice = (
-        f"with twice as (select rule, reply, count(*) as times from {asked} group by rule, reply having count(*) > 1) "
+        f"with twice as (select rule, reply, count(*) as times from {into} group by rule, reply having count(*) > 1) "
         f"select {labels}, response_id, times from twice join reply_numbers using (reply) order by all limit 1"
     )
     checks = (
@@ -111,7 +102,7 @@ def rows_step(files: Mapping[str, SqlFile], into: str, known: Collection[str] = 
         Check(unknown, "returns response_id {0}, which is not a reply of this run", True),
         Check(twice, "returns response_id {0} {1} times; each may come once", True),
     )
-    return Step("rows of all rules", numbered, into, None, checks if set(files) - set(known) else ())
+    return Step("rows of all rules", numbered, into, None, checks if files else ())
 
 
 def selector_step(file: SqlFile, into: str) -> Step:

@@ -2,8 +2,6 @@
 
 from typing import Final
 
-import polars as pl
-
 from builder.config import Recipe, Stage
 from builder.store import Run
 
@@ -34,4 +32,6 @@ def is_mixed(run: Run, recipe: Recipe) -> bool:
     """Whether the latest mix of this run brought replies, and the recipe still asks for them."""
     if recipe.mixed_policy is None or not run.rows("rollouts"):
         return False
+    import polars as pl  # here, because a run without a mix does without
+
     return bool(run.scan("rollouts").select(pl.col("continuation_id").is_not_null().any()).collect().item())

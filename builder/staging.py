@@ -57,6 +57,8 @@ STAGED: Final = (
     Staged("stg_candidates", (), view=True),
     Staged("reply_numbers", ("responses", "scores"), variables=("student_id",)),
     Staged("survivors", (), variables=("selection_order",), view=True),
+    Staged("stg_scores_of_survivors", (), view=True),
+    Staged("stg_sentences_of_survivors", (), view=True),
 )
 
 

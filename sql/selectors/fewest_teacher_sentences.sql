@@ -1,7 +1,8 @@
 -- fewest_teacher_sentences
 -- Purpose     Rank by teacher sentences, the fewest first: the control that a count must beat. Ties as in
 --             teacher_sentence_count, so that the two differ by the count alone.
--- Inputs      survivors, stg_scores (response_id, status, teacher_counts, student_counts, mean_delta), stg_sentences
+-- Inputs      stg_scores_of_survivors (reply_id, response_id, asked, teacher_counts, student_counts, mean_delta),
+--             stg_sentences_of_survivors (reply_id, delta)
 -- Output      one row per survivor: response_id, rank (1..n per prompt_id and temperature)
 -- Parameters  teacher_margin: probability by which the teacher must be surer; fastest at 0.05, 0.10 … 0.50, default 0.1
 -- Source      the min-count arm of arXiv:2512.20908
@@ -27,68 +28,47 @@ margin as (
 ),
 
 -- no row where scores have the counts: then no list is read
-sentence as (
-    select
-        sentences.response_id,
-        margin.teacher_margin,
-        unnest(sentences.p_teacher)::double - unnest(sentences.p_student)::double as delta,
-        least(unnest(sentences.teacher_tokens), unnest(sentences.student_tokens)) >= 3 as is_counted
-    from stg_sentences as sentences
-    join margin on margin.slot is null
-),
-
 recounted as (
     select
-        sentence.response_id,
-        count(*) filter (where sentence.is_counted and sentence.delta > sentence.teacher_margin) as teacher_sentences,
-        count(*) filter (where sentence.is_counted and -sentence.delta > sentence.teacher_margin) as student_sentences
-    from sentence
-    group by sentence.response_id
-),
-
--- what scores hold at this margin, taken before the join, which would carry the lists along
-counted as (
-    select
-        scores.response_id,
-        scores.teacher_counts[margin.slot] as teacher_sentences,
-        scores.student_counts[margin.slot] as student_sentences,
-        scores.mean_delta
-    from stg_scores as scores
-    cross join margin
-    where scores.status = 'ok'
+        sentences.reply_id,
+        count(*) filter (where sentences.delta > margin.teacher_margin) as teacher_sentences,
+        count(*) filter (where -sentences.delta > margin.teacher_margin) as student_sentences
+    from stg_sentences_of_survivors as sentences
+    join margin on margin.slot is null
+    group by sentences.reply_id
 ),
 
 scored as (
     select
+        survivors.reply_id,
         survivors.response_id,
-        survivors.prompt_id,
-        survivors.temperature,
+        survivors.asked,
         case
-            when counted.response_id is not null and margin.slot is null and recounted.response_id is null
-                then error(counted.response_id || ' has a score but no row in stg_sentences; delete tables/scores and '
-                    || 'rerun builder score, or take one of the margins 0.05, 0.10 … 0.50')
-            else coalesce(recounted.teacher_sentences, counted.teacher_sentences)
+            when survivors.teacher_counts is not null and margin.slot is null and recounted.reply_id is null
+                then error(survivors.response_id || ' has a score but no row in stg_sentences; delete tables/scores '
+                    || 'and rerun builder score, or take one of the margins 0.05, 0.10 … 0.50')
+            else coalesce(recounted.teacher_sentences, survivors.teacher_counts[margin.slot])
         end as teacher_sentences,
-        coalesce(recounted.student_sentences, counted.student_sentences) as student_sentences,
-        counted.mean_delta
-    from survivors
+        coalesce(recounted.student_sentences, survivors.student_counts[margin.slot]) as student_sentences,
+        survivors.mean_delta
+    from stg_scores_of_survivors as survivors
     cross join margin
-    left join counted on counted.response_id = survivors.response_id
-    left join recounted on recounted.response_id = counted.response_id
+    left join recounted on recounted.reply_id = survivors.reply_id
 ),
 
 ranked as (
     select
+        scored.reply_id,
         scored.response_id,
         row_number() over (
-            partition by scored.prompt_id, scored.temperature
+            partition by scored.asked
             order by
                 scored.teacher_sentences asc nulls last,
                 scored.mean_delta desc nulls last,
                 scored.student_sentences asc nulls last,
-                scored.response_id
+                scored.reply_id
         ) as rank
     from scored
 )
 
-select * from ranked;
+select ranked.response_id, ranked.rank from ranked;

@@ -1,7 +1,7 @@
 -- length_matched
 -- Purpose     Rank by teacher sentences among replies of usual length, so that a count does not merely mean long.
--- Inputs      survivors, stg_responses (response_id, completion_tokens), stg_scores and stg_sentences as in
---             teacher_sentence_count
+-- Inputs      stg_scores_of_survivors (reply_id, response_id, asked, completion_tokens, teacher_counts,
+--             student_counts, mean_delta), stg_sentences_of_survivors (reply_id, delta)
 -- Output      one row per survivor: response_id, rank (1..n per prompt_id and temperature)
 -- Parameters  teacher_margin: probability by which the teacher must be surer; fastest at 0.05, 0.10 … 0.50, default 0.1
 --             length_band: share of the prompt's median length by which a reply may differ, default 0.2
@@ -30,80 +30,63 @@ margin as (
 ),
 
 -- no row where scores have the counts: then no list is read
-sentence as (
-    select
-        sentences.response_id,
-        margin.teacher_margin,
-        unnest(sentences.p_teacher)::double - unnest(sentences.p_student)::double as delta,
-        least(unnest(sentences.teacher_tokens), unnest(sentences.student_tokens)) >= 3 as is_counted
-    from stg_sentences as sentences
-    join margin on margin.slot is null
-),
-
 recounted as (
     select
-        sentence.response_id,
-        count(*) filter (where sentence.is_counted and sentence.delta > sentence.teacher_margin) as teacher_sentences,
-        count(*) filter (where sentence.is_counted and -sentence.delta > sentence.teacher_margin) as student_sentences
-    from sentence
-    group by sentence.response_id
-),
-
--- what scores hold at this margin, taken before the join, which would carry the lists along
-counted as (
-    select
-        scores.response_id,
-        scores.teacher_counts[margin.slot] as teacher_sentences,
-        scores.student_counts[margin.slot] as student_sentences,
-        scores.mean_delta
-    from stg_scores as scores
-    cross join margin
-    where scores.status = 'ok'
+        sentences.reply_id,
+        count(*) filter (where sentences.delta > margin.teacher_margin) as teacher_sentences,
+        count(*) filter (where -sentences.delta > margin.teacher_margin) as student_sentences
+    from stg_sentences_of_survivors as sentences
+    join margin on margin.slot is null
+    group by sentences.reply_id
 ),
 
 scored as (
     select
+        survivors.reply_id,
         survivors.response_id,
-        survivors.prompt_id,
-        survivors.temperature,
-        params.length_band,
-        responses.completion_tokens,
-        median(responses.completion_tokens) over (
-            partition by survivors.prompt_id, survivors.temperature
-        ) as usual_tokens,
+        survivors.asked,
+        survivors.completion_tokens,
         case
-            when counted.response_id is not null and margin.slot is null and recounted.response_id is null
-                then error(counted.response_id || ' has a score but no row in stg_sentences; delete tables/scores and '
-                    || 'rerun builder score, or take one of the margins 0.05, 0.10 … 0.50')
-            else coalesce(recounted.teacher_sentences, counted.teacher_sentences)
+            when survivors.teacher_counts is not null and margin.slot is null and recounted.reply_id is null
+                then error(survivors.response_id || ' has a score but no row in stg_sentences; delete tables/scores '
+                    || 'and rerun builder score, or take one of the margins 0.05, 0.10 … 0.50')
+            else coalesce(recounted.teacher_sentences, survivors.teacher_counts[margin.slot])
         end as teacher_sentences,
-        coalesce(recounted.student_sentences, counted.student_sentences) as student_sentences,
-        counted.mean_delta
-    from survivors
-    cross join params
+        coalesce(recounted.student_sentences, survivors.student_counts[margin.slot]) as student_sentences,
+        survivors.mean_delta
+    from stg_scores_of_survivors as survivors
     cross join margin
-    left join stg_responses as responses on responses.response_id = survivors.response_id
-    left join counted on counted.response_id = survivors.response_id
-    left join recounted on recounted.response_id = counted.response_id
+    left join recounted on recounted.reply_id = survivors.reply_id
+),
+
+-- by itself, because a window carries along whatever its rows hold
+sized as (
+    select
+        scored.*,
+        median(scored.completion_tokens) over (partition by scored.asked) as usual_tokens,
+        params.length_band
+    from scored
+    cross join params
 ),
 
 -- replies outside the band come after all inside it; an unknown length is outside
 ranked as (
     select
-        scored.response_id,
+        sized.reply_id,
+        sized.response_id,
         row_number() over (
-            partition by scored.prompt_id, scored.temperature
+            partition by sized.asked
             order by
                 coalesce(
-                    abs(scored.completion_tokens - scored.usual_tokens) <= scored.length_band * scored.usual_tokens,
+                    abs(sized.completion_tokens - sized.usual_tokens) <= sized.length_band * sized.usual_tokens,
                     false
                 ) desc,
-                scored.teacher_sentences desc nulls last,
-                scored.mean_delta desc nulls last,
-                scored.student_sentences asc nulls last,
-                scored.response_id
+                sized.teacher_sentences desc nulls last,
+                sized.mean_delta desc nulls last,
+                sized.student_sentences asc nulls last,
+                sized.reply_id
         ) as rank
-    from scored
+    from sized
 )
 
-select * from ranked;
+select ranked.response_id, ranked.rank from ranked;

@@ -3,7 +3,7 @@
 -- Inputs      stg_responses, scores (tables/scores)
 -- Output      one row per reply: reply (0-based place by response_id), prompt (place of its prompt_id), asked (place of
 --             prompt_id and temperature), response_id, prompt_id, temperature, role, completion_tokens; where the score
---             is ok teacher_counts, counted_sentences, mean_delta
+--             is ok teacher_counts, student_counts, counted_sentences, mean_delta
 -- Parameters  student_id: student of the recipe, default null
 -- Source      our choice; measured on 1.8 million rows: a join takes a fifth of the time
 -- Try it      duckdb runs/demo/run.duckdb -readonly -c "from reply_numbers limit 5"
@@ -27,6 +27,7 @@ known as (
     select
         scores.response_id,
         scores.teacher_counts,
+        scores.student_counts,
         scores.sentence_count - scores.short_sentences as counted_sentences,
         scores.mean_delta
     from scores
@@ -45,6 +46,7 @@ replies as (
         responses.role,
         responses.completion_tokens,
         known.teacher_counts,
+        known.student_counts,
         known.counted_sentences,
         known.mean_delta
     from stg_responses as responses

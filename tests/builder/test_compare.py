@@ -126,6 +126,21 @@ def test_without_another_the_stored_selection_is_compared_with_the_recipe(made: 
     assert changed.label_a == "the latest select"
 
 
+def test_what_the_stored_selection_drops_is_still_told_after_replies_came_that_change_every_number(
+    made: Selected,
+) -> None:
+    run, _ = made
+    before = compare_recipes(run, NO_ANSWERS, Path(), None)
+    first = columns_table("responses", [reply("0", "n", temperature=0.6)])
+    run.append("prompts", columns_table("prompts", [prompt("n", "Something else?")]))
+    run.append("responses", first)
+    after = compare_recipes(run, NO_ANSWERS, Path(), None)
+    assert [row for row in after.reasons if row["only_in"] == "b"] == [
+        *before.reasons[1:], {"only_in": "b", "reason": "outranked, or in no stage", "rows": 1}
+    ]  # fmt: skip
+    assert [row["breaks_a"] for row in after.rules] == [row["breaks_a"] for row in before.rules]
+
+
 def test_before_the_first_select_it_says_what_can_be_compared(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no selection.*--with key=value"):
         compare_recipes(fill(Run(tmp_path), ("p",)), recipe(), Path(), None)

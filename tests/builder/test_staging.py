@@ -41,6 +41,8 @@ def reply(response_id: str, prompt_id: str, role: str = "teacher") -> dict[str, 
     }
 
 
+RANKED = ["survivors", "stg_scores_of_survivors", "stg_sentences_of_survivors"]
+"""Views that each read the one before."""
 REPLIES = [reply("a", "p"), reply("f", "q"), reply("g", "p"), reply("s", "q", role="student")]
 
 
@@ -68,7 +70,7 @@ def test_staged_tables_follow_the_parts(tmp_path: Path) -> None:
         "stg_verdicts",
         "stg_candidates",
         "reply_numbers",
-        "survivors",
+        *RANKED,
     ]
     run.replace("prompts", columns_table("prompts", [prompt("p"), prompt("q", gold="5")]))
     assert "stg_prompts" in build_staging(run, variables)
@@ -79,7 +81,7 @@ def test_staged_tables_follow_the_parts(tmp_path: Path) -> None:
         "stg_sentences",
         "stg_candidates",
         "reply_numbers",
-        "survivors",
+        *RANKED,
     ]
     assert query(run.database, "select response_id from stg_scores").to_pylist() == [{"response_id": "f"}]
 
@@ -157,7 +159,7 @@ def test_a_run_that_was_moved_is_staged_again(tmp_path: Path) -> None:
     build_staging(run, {})
     moved = Run(run.root.rename(tmp_path / "after"))
     assert query(moved.database, "select rule_name from stg_rejections").num_rows == 1
-    assert build_staging(moved, {}) == ["stg_rejections", "stg_candidates", "survivors"]
+    assert build_staging(moved, {}) == ["stg_rejections", "stg_candidates", *RANKED]
     with duckdb.connect(str(moved.database), read_only=True) as connection:
         assert connection.execute("select count(*) from survivors").fetchall() == [(2,)]
 
@@ -168,5 +170,5 @@ def test_a_database_with_tables_where_views_belong_is_brought_up_to_date(tmp_pat
     with duckdb.connect(str(run.database)) as connection:
         connection.execute("drop view survivors; create table survivors as select 'old' as response_id")
         connection.execute("delete from stg_built where name = 'survivors'")
-    assert build_staging(run, {}) == ["survivors"]
+    assert build_staging(run, {}) == RANKED
     assert query(run.database, "select count(*) as n from survivors").to_pylist() == [{"n": 3}]

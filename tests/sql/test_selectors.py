@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from builder.resources import resource
 from builder.rules import catalogue, load_sql
 from builder.schema import MARGINS
 from builder.staging import build_staging
@@ -41,6 +42,15 @@ def ranks(empty: Path, tables: Tables, selector: str, params: dict[str, Any]) ->
             if tables.get(name):
                 connection.register("rows", pa.Table.from_pylist(tables[name]))
                 connection.execute(f"insert into {name} by name from rows")
+        connection.execute(
+            "insert into stg_responses by name from survivors anti join (from stg_responses) as given "
+            "using (response_id)"
+        )
+        connection.execute("update stg_scores set student_id = 'mine'; set variable student_id = 'mine'")
+        connection.execute("create view scores as from stg_scores")
+        for name in ("reply_numbers", "stg_scores_of_survivors", "stg_sentences_of_survivors"):
+            sql = resource("sql", "staging", f"{name}.sql").read_text(encoding="utf-8")
+            connection.execute(f"create view {name} as {sql}")
         for name, value in params.items():
             connection.execute(f"set variable {name} = ?", [value])
         return dict(connection.execute(SELECTORS[selector].read_text(encoding="utf-8")).fetchall())
