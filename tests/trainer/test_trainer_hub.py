@@ -110,7 +110,8 @@ def test_a_plain_dataset_on_the_hub_is_one_stage_at_its_commit(remote: Hub, tmp_
     code = RESOLVE.replace('"low-temperature"', '"train"')
     home = tmp_path / "home"
     command = [sys.executable, "-c", code, "org/plain@main", f"org/plain@{commit}", "org/plain@v1"]
-    done = subprocess.run(command, env=remote.environment(home), capture_output=True, text=True, check=True)
+    public = remote.environment(home, token=None)
+    done = subprocess.run(command, env=public, capture_output=True, text=True, check=True)
     main, pinned, missing = done.stdout.splitlines()
     assert main == f"{commit} org/plain@main 5" and pinned == f"{commit} org/plain@{commit} 5"
     assert missing.startswith("Cannot get dataset org/plain at v1: ")
