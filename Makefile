@@ -12,11 +12,11 @@ demo: $(VENV)/.train
 	$(BIN)/builder demo demo
 
 test: $(VENV)/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --maxprocesses 4
 
 # kill -9 by the hundred, a failure at every operation, full disks, damaged journals, bad endpoints; prints a table.
 faults: $(VENV)/.dev
-	$(BIN)/pytest -m faults tests/faults tests/builder/test_publish_kills.py
+	$(BIN)/pytest -m faults tests/faults tests/builder/test_publish_kills.py tests/trainer
 
 # Ratios, measured side by side in one run; minutes, and worth little on a busy machine.
 bench: $(VENV)/.dev
