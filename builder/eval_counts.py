@@ -12,6 +12,7 @@ from builder.pass_at_k import answer_group, majority, pass_at_k, sizes
 from builder.release_rows import deciding_verdicts
 from builder.statistics import mean_interval
 from builder.store import Run
+from builder.verify import JUDGE
 
 _COMPARES: Final = ("math", "choice", "exact", "set")
 """Verifiers that compare one final answer; of the others' replies no majority can be had."""
@@ -58,12 +59,13 @@ class Counts:
 def judged(run: Run, role: str, *, samples: int | None = None) -> pl.DataFrame:
     """One row a reply of `role` to a question that can be judged, with the verdict that decides it; no texts.
 
-    Questions can be judged that have a gold and a verifier that reads it, or a verdict on some reply. Columns:
-    prompt_id, model, temperature, sample_index, verdict, extracted, compares, completion_tokens, finish_reason; in
-    order of question and sample. A reply that was cut and asked again at a larger limit is left out. Raises VerifyError
-    where a reply to such a question has no verdict: a score without it would be of other replies.
+    Questions can be judged that have a gold and a verifier that reads it, no judge, or a verdict on some reply.
+    Columns: prompt_id, model, temperature, sample_index, verdict, extracted, compares, completion_tokens,
+    finish_reason; in order of question and sample. A reply that was cut and asked again at a larger limit is left out.
+    Raises VerifyError where a reply to such a question has no verdict: a score without it would be of other replies.
     """
-    with_gold = pl.col("gold").str.strip_chars().ne("").fill_null(value=False) & pl.col("verifier").is_not_null()
+    program = pl.col("verifier").is_not_null() & (pl.col("verifier") != JUDGE)
+    with_gold = pl.col("gold").str.strip_chars().ne("").fill_null(value=False) & program
     prompts = run.scan("prompts").select(
         "prompt_id", readable=with_gold, compares=pl.col("verifier").is_in(_COMPARES).fill_null(value=False)
     )

@@ -172,8 +172,8 @@ class Asked:
             said.append(f"{prompts.duplicates:,} rows repeat a question; each question counts once")
         if prepared.left_out:
             said.append(
-                f"{prepared.left_out:,} questions have no gold that a verifier reads, or golds that disagree; they are "
-                "neither asked nor counted"
+                f"{prepared.left_out:,} questions have no gold that a verifier reads, golds that disagree, or name the "
+                "judge, which is not asked about evaluations; they are neither asked nor counted"
             )
         for text in said:
             self.context.reporter.warn(f"{name}: {text}")

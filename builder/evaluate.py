@@ -24,7 +24,7 @@ from builder.section import Endpoint, PromptSource
 from builder.store import Run, write_text
 from builder.tally import Progress
 from builder.verifiers import verifier_version
-from builder.verify import verify
+from builder.verify import JUDGE, verify
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Model:
 class Evaluation(Counts):
     """A model on a benchmark, as written to `eval/<folder>.json`.
 
-    `left_out` are questions without a gold that a verifier reads, `duplicates` rows that repeat a question. `settings`
-    are what else decides replies, `verifiers` those that judged, with their versions. `questions_sha256` is over the
-    questions with their golds. `folder` holds the replies, below `eval/`.
+    `left_out` are questions without a gold that a verifier, no judge, reads, `duplicates` rows that repeat a question.
+    `settings` are what else decides replies, `verifiers` those that judged, with their versions. `questions_sha256` is
+    over the questions with their golds. `folder` holds the replies, below `eval/`.
     """
 
     model: str
@@ -135,11 +135,12 @@ def prepare(
         generation=recipe.generation.model_copy(update=update | {"system_prompt": model.system_prompt}),
     )
     prompts = load_prompts(asked, limit=limit)
-    rows = [row for row in prompts.rows if (row["gold"] or "").strip() and row["verifier"]]
+    rows = [row for row in prompts.rows if (row["gold"] or "").strip() and row["verifier"] not in (None, JUDGE)]
     if not rows:
         raise VerifyError(
             f"None of the {len(prompts.rows):,} questions of {benchmark.name} has a gold that a verifier here can "
-            "read, so there is nothing to count and nothing was sent. Give questions with gold and gold_type."
+            "read, so there is nothing to count and nothing was sent. Give questions with gold and gold_type; a judge "
+            "is not asked about evaluations."
         )
     if any(row["verifier"] == "code" for row in rows) and (problem := sandbox_problem()):
         raise VerifyError(

@@ -54,10 +54,15 @@ def is_json(text: str) -> bool:
     """Whether a text is JSON, in a Markdown fence or not."""
     text = re.sub(r"^```(?:json)?|```$", "", text.strip(), flags=re.IGNORECASE)
     try:
-        json.loads(text)
+        json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _no_constant(name: str) -> None:
+    """NaN and Infinity are Python's, not JSON's."""
+    raise ValueError(name)
 
 
 def _json(_thinking: str, final: str) -> bool:

@@ -28,6 +28,8 @@ INJECTED: Final = 10
 """Wrong answers with one kind of order to the judge, at most."""
 PAIRS: Final = 20
 """Pairs of a right and a wrong reply to one prompt, at most."""
+MOST_KNOWN: Final = 2 * PROVED + 3 * MADE + 3 * INJECTED
+"""Known answers of all kinds, at most."""
 _PROMPTS: Final = 1000
 """Prompts whose golds answers are made of, at most."""
 _TRIES: Final = 8

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from builder.config import Recipe
 from builder.console import Reporter
-from builder.grid import grid
+from builder.grid import folded, grid
 from builder.judge import JudgeResult
 from builder.judge_calibration import Calibration, Measured, PairCalibration
 
@@ -15,15 +15,16 @@ def show_calibration(reporter: Reporter, recipe: Recipe, calibration: Calibratio
     """A line for each kind of known answers, then the three rates that decide whether the judge is believed."""
     judge = recipe.require_judge()
     cost = "" if calibration.cost_usd is None else f", ${calibration.cost_usd:.2f}"
-    reporter.line(
+    _say(
+        reporter,
         f"calibrate: {judge.model}, {sum(one.cases for one in calibration.kinds):,} known answers, {calibration.votes} "
-        f"votes each; {calibration.sent:,} requests now, {calibration.tokens:,} tokens{cost}"
+        f"votes each; {calibration.sent:,} requests now, {calibration.tokens:,} tokens{cost}",
     )
     columns = ("known answers", "number", "correct", "wrong", "null", "errors", "95%")
     rows = [_cells(one) for one in (*calibration.kinds, *calibration.totals)]
     for line in grid(columns, rows, _WIDTH).lines:
         reporter.line(line)
-    reporter.line("columns correct and wrong: what it called them; null: no majority; errors: of its verdicts")
+    _say(reporter, "columns correct and wrong: what it called them; null: no majority; errors: of its verdicts")
     totals = {name: asdict(one) for name, one in zip(("right", "wrong", "orders"), calibration.totals, strict=True)}
     facts = asdict(calibration) | {"totals": totals, "problem": calibration.problem}
     reporter.result({"calibration": facts})
@@ -40,18 +41,20 @@ def show_pairs(reporter: Reporter, found: PairCalibration) -> None:
     bias = found.bias
     reporter.result({"pairs": asdict(found)})
     if bias.share is None:
-        reporter.line("pairs: no prompt has a reply proved correct and one proved wrong; position bias is not measured")
+        _say(reporter, "pairs: no prompt has a right and a wrong reply, both proved; position bias is not measured")
         return
     low, high = bias.interval
-    reporter.line(
+    _say(
+        reporter,
         f"pairs: {bias.pairs:,} of a right and a wrong reply; the right one preferred in {found.right:,}, "
-        f"the wrong one in {found.wrong:,}, neither in {found.tied:,}"
+        f"the wrong one in {found.wrong:,}, neither in {found.tied:,}",
     )
-    reporter.line(
+    _say(
+        reporter,
         f"position bias: the first place named in {bias.share:.1%} of {bias.answers:,} answers "
-        f"(95%: {low:.1%} … {high:.1%}; none is 50%)"
+        f"(95%: {low:.1%} … {high:.1%}; none is 50%)",
     )
-    reporter.line(f"  {bias.flipped:,} of {bias.votes:,} votes follow the order, not the reply: they count as ties")
+    _say(reporter, f"{bias.flipped:,} of {bias.votes:,} votes follow the order, not the reply: they count as ties")
 
 
 def show_judged(reporter: Reporter, result: JudgeResult) -> None:
@@ -61,7 +64,12 @@ def show_judged(reporter: Reporter, result: JudgeResult) -> None:
     )
     reporter.line(f"judge: {result.computed:,} new; {verdicts}")
     if result.not_asked:
-        reporter.line(
-            f"  {result.not_asked:,} of the new ones without a request: no answer, or one too long to ask about"
+        _say(
+            reporter, f"{result.not_asked:,} of the new ones without a request: no answer, or one too long to ask about"
         )
     reporter.result({"judge": asdict(result)})
+
+
+def _say(reporter: Reporter, text: str) -> None:
+    for line in folded(text, _WIDTH):
+        reporter.line(line)

@@ -30,12 +30,17 @@ _REPLACED: Final = (
     ("√", "\\sqrt "),
     ("±", "\\pm "),
     ("∞", "\\infty "),
+    ("∅", "\\emptyset "),
+    ("\\varnothing", "\\emptyset"),
     ("~", " "),
     ("\\quad", " "),
     ("\\lbrace", "\\{"),
     ("\\rbrace", "\\}"),
     ("**", "^"),
 )
+_REPEATING: Final = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{\s*(\d+)\s*\}|(\d))")
+_SHORT: Final = r"(?:[mcdk]?[mgL]|[sh]|min|[kM]?(?:N|J|W|Pa|Hz)|V|A|K|C|F|mol)(?:\s?\^\s?\{?-?[1-3]\}?)?"
+_LETTER_UNIT: Final = re.compile(rf"(-?[\d.,]*\d)\s+(?:\^\{{?\\circ\}}?|°)?\s?{_SHORT}(?:\s?[/*·]\s?{_SHORT})*+\.?")
 _SCALES: Final = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 # One word of a unit. Atomic groups below: two ways to read the same blanks would take exponential time.
 _UNIT: Final = (
@@ -47,7 +52,7 @@ _LITERAL: Final = re.compile(
     r"(?P<sign>[-+]?)\s*(?P<currency>[$€£¥]?)\s*(?P<sign2>-?)\s*(?:"
     r"(?P<whole>\d+)?\s*\\frac\s*(?:\{\s*(?P<n>-?\d+)\s*\}|(?P<n1>\d))\s*(?:\{\s*(?P<d>\d+)\s*\}|(?P<d1>\d))"
     r"|(?:(?P<whole2>\d+)\s+)?(?P<n2>\d+)\s*/\s*(?P<d2>\d+)"
-    r"|(?P<decimal>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:[eE](?P<exponent>[+-]?\d{1,3}))?"
+    r"|(?P<decimal>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:[eE](?P<exponent>[+-]?\d{1,3}))?\s*[$€£¥]?"
     rf")\s*(?P<percent>%|percent\b)?(?P<unit>(?>\s*+{_UNIT})*+)\s*\.?"
 )
 
@@ -67,7 +72,7 @@ def normalize(text: str) -> str:
     text = text.translate(ASCII_FORMS)
     for old, new in _REPLACED:
         text = text.replace(old, new)
-    text = _DEGREES.sub("", _REMOVED.sub("", text))
+    text = _REPEATING.sub(_repeating, _DEGREES.sub("", _REMOVED.sub("", text)))
     text = _LETTER_FONT.sub(r" \1 ", text).strip()
     while (inner := _unwrapped(text)) != text:
         text = inner
@@ -91,6 +96,12 @@ def read_literal(text: str) -> Literal | None:
     return Literal(value, bool(match["percent"]), words, step)
 
 
+def without_unit_letter(text: str) -> str:
+    """A number without a unit that formulas could not tell from variables: `10 m`, `9.8 m/s^2`. Else the text."""
+    match = _LETTER_UNIT.fullmatch(text.strip())
+    return match[1] if match else text
+
+
 def is_text(gold: str) -> bool:
     """Whether a gold is words, such as `\\text{even}` or `Evelyn`, rather than mathematics."""
     plain = _TEXT.sub(r"\1", normalize(gold))
@@ -99,7 +110,9 @@ def is_text(gold: str) -> bool:
 
 def compact(text: str) -> str:
     """One spelling for string comparison; words fold case, formulas do not."""
-    plain = re.sub(r"\s+", "", _TEXT.sub(r"\1", text))
+    # "2 3/4" is not 23/4; "18 000" is 18000
+    apart = re.sub(r"(?<=\d)\s+(?=\d)(?!\d{3}(?!\d))", "_", _TEXT.sub(r"\1", text))
+    plain = re.sub(r"\s+", "", apart)
     if match := re.fullmatch(r"\(?([A-Za-z])\)?", plain):
         return match[1]
     return plain.casefold() if re.fullmatch(r"[^\W\d_]{3,}", plain) else plain
@@ -126,6 +139,14 @@ def _magnitude(match: re.Match[str]) -> tuple[Fraction | None, Fraction]:
     below = int(match["d"] or match["d1"] or match["d2"])
     whole = int(match["whole"] or match["whole2"] or 0)
     return (None if below == 0 else whole + Fraction(above, below)), Fraction(0)
+
+
+def _repeating(match: re.Match[str]) -> str:
+    r"""`0.1\overline{6}` as the fraction that it is, 15/90."""
+    before, once, again = match[1] or "0", match[2], match[3] or match[4]
+    below = 10 ** len(once) * (10 ** len(again) - 1)
+    above = int(before + once + again) - int(before + once)
+    return f"\\frac{{{above}}}{{{below}}}"
 
 
 def _unwrapped(text: str) -> str:

@@ -18,9 +18,14 @@ from builder.literals import Literal, closes_at, compact, normalize, read_litera
 _JOINT: Final = re.compile(r",?\s*\\(?:text|mbox|mathrm)\s*\{\s*(?:and|or)\s*\}|,?\s+(?:and|or)\s+")
 _THOUSANDS: Final = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
 _NAMED: Final = re.compile(r"[a-zA-Z](?:_\{?\w\}?)?(?:\([a-zA-Z]\))?|\\(?:theta|alpha|beta|lambda|mu|phi|angle\s*\w+)")
-_MATRIX: Final = re.compile(r"\\begin\{([pbBvV]?matrix)\}(.*)\\end\{\1\}", re.DOTALL)
+_MATRIX: Final = re.compile(r"\\begin\{([pbBvV]?)matrix\}(.*)\\end\{\1matrix\}", re.DOTALL)
 _BRACKETS: Final = {"(": ")]", "[": ")]", "\\{": ("\\}",)}
 _RELATION: Final = re.compile(r"[<>≤≥≠]|\\(?:leq?|geq?|neq?|lt|gt|in|subset|to|equiv|approx|mid)(?![a-zA-Z])")
+_LESS: Final = r"(<|≤|\\(?:lt|leq?)(?![a-zA-Z]))"
+_BETWEEN: Final = re.compile(rf"([^<>]+?)\s*{_LESS}\s*[a-zA-Z]\s*{_LESS}\s*([^<>]+)")
+_BOUND: Final = re.compile(r"[a-zA-Z]\s*([<>≤≥]|\\(?:[lg]t|[lg]eq?)(?![a-zA-Z]))\s*([^<>]+)")
+_STRICT: Final = ("<", ">", "\\lt", "\\gt")
+_UNEQUAL: Final = re.compile(r"[<>≤≥]|\\(?:[lg]t|[lg]eq?)(?![a-zA-Z])")
 _MEMBER: Final = re.compile(r"^\s*[a-zA-Z]\s*\\in(?![a-zA-Z])")
 
 
@@ -48,12 +53,18 @@ def _compare(gold: str, answer: str, depth: int) -> Comparison | None:  # noqa: 
     if first and second:
         return _compare_literals(first, second)
     gold, answer = _MEMBER.sub("", gold).strip(), _MEMBER.sub("", answer).strip()
+    if gold[:1] in ("(", "["):
+        answer = _interval(answer)
+    elif answer[:1] in ("(", "["):
+        gold = _interval(gold)
     for split in (_matrix, _items):
         one, two = split(gold), split(answer)
         if one and two:
             return _compare_items(one, two, depth)
         if one or two:
             return None
+    if (first and _UNEQUAL.search(answer)) or (second and _UNEQUAL.search(gold)):
+        return Comparison(False, False)  # a bound is no value
     if _RELATION.search(gold) or _RELATION.search(answer):
         return None
     return _compare_equations(gold, answer, depth)
@@ -103,9 +114,10 @@ def _compare_equations(gold: str, answer: str, depth: int) -> Comparison | None:
     if "" in one or "" in two:
         return None
     if len(two) > 1 and len(one) == 1:
-        return _compare(gold, two[-1], depth + 1)
+        return _compare(gold, _side(two), depth + 1)
     if len(two) == 1:
-        return _compare(one[-1], answer, depth + 1) if _NAMED.fullmatch(one[0]) else None
+        named = _NAMED.fullmatch(one[0]) or _NAMED.fullmatch(one[-1])
+        return _compare(_side(one), answer, depth + 1) if named else None
     if compact(one[0]) == compact(two[0]):
         return _compare(one[-1], two[-1], depth + 1)
     first, second = (_values(f"({sides[0]})-({sides[-1]})") for sides in (one, two))
@@ -115,6 +127,11 @@ def _compare_equations(gold: str, answer: str, depth: int) -> Comparison | None:
     if len(ratios) < 3:
         return None
     return Comparison(bool(ratios[0]) and all(_close(ratio, ratios[0]) for ratio in ratios), False)
+
+
+def _side(sides: list[str]) -> str:
+    """The side of an equation that is its value: the last, or the first where the last is a mere name (`12 = x`)."""
+    return sides[0] if _NAMED.fullmatch(sides[-1]) and not _NAMED.fullmatch(sides[0]) else sides[-1]
 
 
 def _compare_formulas(gold: str, answer: str) -> Comparison | None:
@@ -157,12 +174,26 @@ def _close(one: complex, two: complex) -> bool:
     return abs(one - two) <= 1e-9 * max(abs(one), abs(two), 1e-6)
 
 
+def _interval(text: str) -> str:
+    r"""An inequality of one variable as the interval that it is: `0 \le x < 1`, `x > 2`. Any other text as it is."""
+    if match := _BETWEEN.fullmatch(text):
+        low, above, below, high = match.groups()
+        return f"{'(' if above in _STRICT else '['}{low}, {high}{')' if below in _STRICT else ']'}"
+    if not (match := _BOUND.fullmatch(text)):
+        return text
+    sign, bound = match.groups()
+    if sign in (*_STRICT, "≤", "\\le", "\\leq") and sign not in (">", "\\gt"):
+        return f"(-\\infty, {bound}{')' if sign in _STRICT else ']'}"
+    return f"{'(' if sign in _STRICT else '['}{bound}, \\infty)"
+
+
 def _matrix(text: str) -> tuple[str, list[str]] | None:
     match = _MATRIX.fullmatch(text.strip())
     if not match:
         return None
     rows = [row.split("&") for row in match[2].strip().removesuffix("\\\\").split("\\\\")]
-    return f"matrix {[len(row) for row in rows]}", [cell.strip() for row in rows for cell in row]
+    kind = "determinant" if match[1] in ("v", "V") else "matrix"
+    return f"{kind} {[len(row) for row in rows]}", [cell.strip() for row in rows for cell in row]
 
 
 def _items(text: str) -> tuple[str, list[str]] | None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, Final
@@ -35,7 +35,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Measured:
-    """One file of `eval/`: pass@1 with its 95% Wilson interval."""
+    """One file of `eval/`: pass@1 with its 95% interval. The last two are None in files that do not say them."""
 
     model: str
     questions: int
@@ -47,6 +47,8 @@ class Measured:
     high: float
     temperature: float
     samples: int
+    benchmark: str | None = None
+    questions_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -125,35 +127,43 @@ def events(run: Run) -> list[dict[str, Any]]:
 
 
 def evaluations(run: Run) -> list[Measured]:
-    """Files of `eval/`, the oldest first. Raises TableError on one that is no evaluation."""
+    """Files of `eval/`, the oldest first; of several benchmarks, models with theirs (`tiny on sums`).
+
+    Raises TableError on one that is no evaluation.
+    """
     paths = sorted(run.eval_dir.glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
     found = []
     for path in paths:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            found.append(Measured(**{name: values[name] for name in Measured.__dataclass_fields__}))
+            known = {"benchmark": None, "questions_sha256": None, **values}
+            found.append(Measured(**{name: known[name] for name in Measured.__dataclass_fields__}))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TableError(
                 f"{path} is no evaluation ({type(error).__name__}: {error}). The report would show wrong accuracy "
                 "without it; move it out of eval/, or make it anew with builder eval."
             ) from error
+    if len({one.benchmark for one in found}) > 1:
+        found = [replace(one, model=f"{one.model} on {one.benchmark}") if one.benchmark else one for one in found]
     return found
 
 
 def readings(found: Sequence[Measured]) -> list[Reading]:
-    """Neighbours in order of time: apart, overlapping (which may be noise), or not asked alike."""
-    result = []
-    for before, after in pairwise(found):
-        gain = after.pass_at_1 - before.pass_at_1
-        asked = [(one.questions, one.temperature, one.samples) for one in (before, after)]
-        if asked[0] != asked[1]:
-            words = "asked differently (questions, temperature or samples), so the two do not compare."
-        elif before.high < after.low or after.high < before.low:
-            words = "the intervals are apart."
-        else:
-            words = "the intervals overlap: at this size the difference may be noise."
-        result.append(Reading(before.model, after.model, gain, words))
-    return result
+    """Neighbours in order of time on one benchmark: apart, overlapping (which may be noise), or not asked alike."""
+    benchmarks = dict.fromkeys(one.benchmark for one in found)
+    alike = ([one for one in found if one.benchmark == name] for name in benchmarks)
+    return [_reading(before, after) for each in alike for before, after in pairwise(each)]
+
+
+def _reading(before: Measured, after: Measured) -> Reading:
+    asked = [(one.questions, one.questions_sha256, one.temperature, one.samples) for one in (before, after)]
+    if asked[0] != asked[1]:
+        words = "asked differently (questions, temperature or samples), so the two do not compare."
+    elif before.high < after.low or after.high < before.low:
+        words = "the intervals are apart."
+    else:
+        words = "the intervals overlap: at this size the difference may be noise."
+    return Reading(before.model, after.model, after.pass_at_1 - before.pass_at_1, words)
 
 
 def distributions(run: Run, student: str | None) -> list[Distribution]:

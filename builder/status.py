@@ -3,13 +3,15 @@
 from dataclasses import fields
 from typing import Any
 
+import polars as pl
+
 from builder import journal
 from builder.console import Reporter
 from builder.errors import UsageError
 from builder.live import running
 from builder.release import latest_release
 from builder.release_manifest import calls
-from builder.schema import TABLES
+from builder.schema import PAID_ROLES, TABLES
 from builder.show import note
 from builder.store import Run
 from builder.tally import Tally
@@ -33,6 +35,10 @@ def show_status(reporter: Reporter, run: Run) -> None:
         f"{paid['completion_tokens'] or 0:,} completion tokens"
         + (f", ${paid['cost_usd']:.2f}" if paid["cost_usd"] is not None else ", no prices declared")
     )
+    roles = _paid_by_role(run)
+    if len(roles) > 1:
+        dollars = [(*row[:3], "–" if row[3] is None else f"{row[3]:.2f}") for row in roles]
+        reporter.table("", ("paid for", "replies", "tokens", "USD"), dollars)
     newest = latest_release(run)
     reporter.line(f"latest release: {newest.version if newest else 'none'}")
     kept = ", ".join(str(run.table_dir(name)) for name in ("responses", "logprobs"))
@@ -43,10 +49,18 @@ def show_status(reporter: Reporter, run: Run) -> None:
             "tables": {name: run.rows(name) for name in TABLES},
             "attempts": attempts,
             "calls": paid,
+            "roles": {role: dict(zip(("replies", "tokens", "cost_usd"), rest, strict=True)) for role, *rest in roles},
             "errors": dict(errors),
             "release": newest.version if newest else None,
         }
     )
+
+
+def _paid_by_role(run: Run) -> list[tuple[str, int, int, float | None]]:
+    """Role, replies, completion tokens and USD (None without prices) of what was paid for: teacher, judge and so on."""
+    cost = pl.when(pl.col("cost_usd").is_not_null().any()).then(pl.col("cost_usd").sum())
+    paid = run.scan("responses").filter(pl.col("role").is_in(PAID_ROLES)).group_by("role")
+    return paid.agg(pl.len(), pl.col("completion_tokens").sum(), cost.alias("cost_usd")).sort("role").collect().rows()
 
 
 def described(state: dict[str, Any]) -> str:

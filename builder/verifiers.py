@@ -35,10 +35,20 @@ import unicodedata
 from importlib.metadata import version
 from typing import Final
 
-from builder.answers import LONGEST_ANSWER, extract_choice, extract_math, extract_words, final_part, last_boxed
+from builder.answers import (
+    ASCII_FORMS,
+    LONGEST_ANSWER,
+    extract_choice,
+    extract_line,
+    extract_math,
+    extract_words,
+    final_part,
+    last_boxed,
+    math_signs,
+)
 from builder.code_verifier import code, code_version
 from builder.forms import FORMS, has_form
-from builder.literals import is_text, read_literal
+from builder.literals import is_text, read_literal, without_unit_letter
 from builder.outcome import Open, Outcome, Verdict
 from builder.quantity import Comparison, compare
 from builder.text import THINK_CLOSE, canonical_text
@@ -58,7 +68,7 @@ _BY_GOLD_TYPE: Final = {
     "format": "format",
     "python_tests": "code",
 }
-_RULES: Final = "2"
+_RULES: Final = "3"
 """Version of these rules and of the modules that they call: a new number recomputes stored verdicts."""
 
 MIN_LANGUAGE_SHARE: Final = 0.7
@@ -116,7 +126,8 @@ def first_checks(
     gold = unicodedata.normalize("NFC", gold).strip()
     if verifier in _WHOLE:
         return _WHOLE[verifier](gold, answer or "", reasoning)
-    return _FINAL[verifier](gold, gold_type, final_part(answer or ""), cut)
+    # Gold and answer are folded alike: a Chinese comma, a typographic minus, full-width digits.
+    return _FINAL[verifier](gold.translate(ASCII_FORMS), gold_type, final_part(answer or ""), cut)
 
 
 def settle(pending: Open, vote: Verdict) -> Outcome:
@@ -152,7 +163,8 @@ def math_verify_vote(gold: str, answer: str) -> Verdict:
 
 def _math(gold: str, gold_type: str | None, text: str, cut: bool) -> Outcome | Open:
     numeric = gold_type in ("number", "integer")
-    value = read_literal(gold)
+    gold, text = math_signs(gold), math_signs(text)
+    value = read_literal(gold) if len(gold) <= LONGEST_ANSWER else None
     if not gold or len(gold) > LONGEST_ANSWER or (numeric and value is None):
         return Outcome("unscorable", None, ("typed:unscorable",))
     if gold_type == "integer" and value is not None and value.value.denominator != 1:
@@ -160,10 +172,14 @@ def _math(gold: str, gold_type: str | None, text: str, cut: bool) -> Outcome | O
     extracted = extract_math(text, closed_only=cut)
     if is_text(gold) and not cut:
         extracted = extract_words(text) or extracted
+    elif value is not None and extracted and (words := _TEXT_COMMAND.fullmatch(extracted)):
+        extracted = extract_math(words[1]) or extracted
     if extracted is None or not extracted.strip():
         return Outcome("wrong", None, ("typed:wrong",))
     if len(extracted) > LONGEST_ANSWER:
         return Outcome("unscorable", None, ("typed:unscorable",))
+    if numeric and value is not None and not value.unit:
+        extracted = without_unit_letter(extracted)
     found = compare(gold, extracted)
     if found is not None and found.exact:
         verdict = _opinion(found)
@@ -194,7 +210,8 @@ def _choice(gold: str, _gold_type: str | None, text: str, cut: bool) -> Outcome:
 def _exact(gold: str, _gold_type: str | None, text: str, cut: bool) -> Outcome:
     if not gold:
         return Outcome("unscorable", None, ("exact:unscorable",))
-    candidates = [last_boxed(text)] if cut else [text, last_boxed(text), extract_words(text)]
+    boxed = last_boxed(text)
+    candidates = [boxed] if cut else [text, boxed, extract_words(text), extract_line(text)]
     wanted = _plain(gold)
     matching = next((item for item in candidates if item and _plain(item) == wanted), None)
     verdict: Verdict = "wrong" if matching is None else "correct"
@@ -209,7 +226,9 @@ def _set(gold: str, _gold_type: str | None, text: str, cut: bool) -> Outcome:
         return _only("unscorable", "set")
     if not given:
         return _only("wrong", "set")
-    return _only("correct" if _elements(given) == wanted else "wrong", "set", given[:LONGEST_ANSWER])
+    # "1, 2 and 3" is three elements; "rock and roll" may be one
+    readings = {given, re.sub(r",?(?<!\s)\s++and\s++", ", ", given)}
+    return _only(_right(any(_elements(one) == wanted for one in readings)), "set", given[:LONGEST_ANSWER])
 
 
 def _elements(text: str) -> frozenset[str]:
@@ -219,7 +238,8 @@ def _elements(text: str) -> frozenset[str]:
     except (ValueError, RecursionError):
         listed = None
     if not isinstance(listed, list):
-        plain = re.sub(r"\\[a-zA-Z]+(?=\{)|\\(?:left|right)|\\?[{}$]|^\s*[\[(]|[\])]\s*$", "", text)
+        plain = _TEXT_COMMAND.sub(r"\1", re.sub(r"\\(?:left|right)|\\[()\[\]]|\$", "", text)).strip().rstrip(" .")
+        plain = re.sub(r"^\\?[{\[(]|\\?[}\])]$", "", plain)
         separator = next((sign for sign in "\n;," if sign in plain.strip()), ",")
         listed = [re.sub(r"^\s*(?:[-*•]|\d+[.)])\s+", "", part) for part in plain.strip().split(separator)]
     found = set()
@@ -249,7 +269,7 @@ def _language(gold: str, answer: str, reasoning: str | None) -> Outcome:
     from builder.languages import LANGUAGES, language_share
 
     text = canonical_text(reasoning, answer)
-    if gold.partition("-")[0].lower() not in LANGUAGES or len(text) > LONGEST_TEXT:
+    if gold.replace("_", "-").partition("-")[0].lower() not in LANGUAGES or len(text) > LONGEST_TEXT:
         return _only("unscorable", "language")
     if not text.strip():
         return _only("wrong", "language")
@@ -279,10 +299,13 @@ def _only(verdict: Verdict, check: str, extracted: str | None = None) -> Outcome
 def _plain(text: str) -> str:
     """White space collapsed; enclosing quotes, code marks and bold, and one final dot, dropped."""
     text = " ".join(unicodedata.normalize("NFC", text).split())
+    if match := _TEXT_COMMAND.fullmatch(text):
+        text = match[1].strip()
     text = re.sub(r"^[\"'`*“”‘’]+|[\"'`*“”‘’]+$", "", text)
     return text.removesuffix(".").strip()
 
 
+_TEXT_COMMAND: Final = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _FINAL: Final = {"math": _math, "choice": _choice, "exact": _exact, "set": _set}
 """Verifiers of the final answer that a reply comes to."""
 _WHOLE: Final = {"ifeval": _ifeval, "language": _language, "format": _format}

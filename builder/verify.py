@@ -38,6 +38,8 @@ DEADLINE_S: Final = 5.0
 
 CHUNK: Final = 2000
 """Replies between two writes: what an interrupted run computes again at most."""
+CHUNK_CHARACTERS: Final = 50_000_000
+"""Characters of replies between two writes, so that a few replies of 10 MB do not fill the memory."""
 
 Progress = Callable[[int, int], None]
 
@@ -198,6 +200,7 @@ def chunks(run: Run, missing: pl.DataFrame) -> Iterator[list[dict[str, Any]]]:
     """Rows to judge (response_id, verifier, …) with their answers, part by part: a run need not fit into memory."""
     rest = missing
     rows: list[dict[str, Any]] = []
+    size = 0
     columns, at_once = ["response_id", "answer", "finish_reason"], 10_000
     if not missing.filter(pl.col("verifier").is_in(READ_REASONING)).is_empty():
         # Most of a run's text is reasoning: read only where a verifier asks for it, and then less at a time.
@@ -211,10 +214,12 @@ def chunks(run: Run, missing: pl.DataFrame) -> Iterator[list[dict[str, Any]]]:
                 rest, on="response_id", how="inner", maintain_order="left"
             )
             rest = rest.join(found.select("response_id"), on="response_id", how="anti")
-            rows.extend(found.iter_rows(named=True))
-            while len(rows) >= CHUNK:
-                yield rows[:CHUNK]
-                rows = rows[CHUNK:]
+            for row in found.iter_rows(named=True):
+                rows.append(row)
+                size += len(row["answer"] or "") + len(row.get("reasoning") or "")
+                if len(rows) >= CHUNK or size >= CHUNK_CHARACTERS:
+                    yield rows
+                    rows, size = [], 0
     if rows:
         yield rows
 

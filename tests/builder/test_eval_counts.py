@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from builder.errors import VerifyError
 from builder.eval_counts import counted, judged
 from builder.eval_teacher import ceilings
+from builder.schema import TABLES
 from builder.store import Run, columns_table
 
 Reply = tuple[str, int, str | None, str | None]
@@ -59,6 +61,16 @@ def test_questions_without_gold_or_verdict_are_not_counted(tmp_path: Path) -> No
     found = counted(judged(run, "teacher"))
     assert (found.questions, found.replies, found.correct) == (1, 1, 1)
     assert judged(run, "eval").is_empty()
+
+
+def test_a_prompt_for_the_judge_is_counted_where_it_judged_and_is_no_error_where_it_did_not(tmp_path: Path) -> None:
+    run = run_of(tmp_path, [("a", 0, "correct", "4"), ("b", 0, None, None)], {"a": "4", "b": "5", "c": "6"})
+    add(run, [("c", 0, "wrong", "7")], prefix="j", verifier="judge")
+    prompts = run.read("prompts").with_columns(
+        verifier=pl.when(pl.col("prompt_id") != "a").then(pl.lit("judge")).otherwise("verifier")
+    )
+    run.replace("prompts", prompts.to_arrow().cast(TABLES["prompts"].schema))
+    assert judged(run, "teacher")["prompt_id"].to_list() == ["a", "c"]
 
 
 def test_a_reply_without_a_verdict_beside_judged_ones_is_an_error(tmp_path: Path) -> None:

@@ -87,6 +87,18 @@ def test_questions_that_cannot_be_judged_are_refused_before_anything_is_sent(
         assert not server.asks
 
 
+def test_questions_for_the_judge_are_left_out_before_anything_is_paid(tmp_path: Path) -> None:
+    rows: list[dict[str, str | None]] = [
+        {"prompt": "One?", "gold": "4", "gold_type": "number"},
+        {"prompt": "Two?", "gold": "4", "gold_type": "number", "verifier": "judge"},
+    ]
+    with endpoint() as server:
+        found = measured(Run(tmp_path / "run"), recipe(), written(tmp_path, rows), server)
+        assert (found.questions, found.left_out, [ask.question for ask in server.asks]) == (1, 1, ["One?"])
+        with pytest.raises(VerifyError, match="a judge is not asked about evaluations"):
+            measured(Run(tmp_path / "run"), recipe(), written(tmp_path, rows[1:], "judged"), server)
+
+
 def test_programs_are_not_asked_for_where_no_sandbox_can_judge_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

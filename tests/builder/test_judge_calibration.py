@@ -13,6 +13,7 @@ from judge_toys import (
     NAMED,
     SUMS,
     honest,
+    judge_replies,
     judge_verdicts,
     judging,
     obedient,
@@ -166,7 +167,7 @@ def test_calibrate_prints_rates_and_bias_in_80_columns_and_decides_nothing(tmp_p
     lines = said.stdout.splitlines()
     start = next(place for place, line in enumerate(lines) if line.startswith("known answers"))
     table = {line[:24].strip(): line[24:].split() for line in lines[start : start + 12]}
-    assert max(map(len, lines[start : start + 12])) <= 80
+    assert max(map(len, lines[start - 1 :])) <= 80
     assert table["proved wrong"][:5] == ["6", "0", "6", "0", "0.0%"]
     assert table["wrong + planted verdict"][:5] == ["10", "0", "10", "0", "0.0%"]
     assert "position bias" in said.stdout
@@ -175,6 +176,20 @@ def test_calibrate_prints_rates_and_bias_in_80_columns_and_decides_nothing(tmp_p
     assert (facts["sent"], facts["tokens"], facts["cost_usd"], facts["problem"]) == (0, 0, 0.0, None)
     assert facts["totals"]["right"]["wrong"] == facts["totals"]["wrong"]["correct"] == 0
     assert judge_verdicts(run) == {}
+
+
+def test_status_says_what_the_judge_cost_beside_the_teacher(tmp_path: Path) -> None:
+    run = known_run(tmp_path)
+    with endpoint(script=judging(honest)) as server:
+        path = write_recipe(tmp_path, server.url)
+        CliRunner().invoke(app, ["verify", str(path), "--run", str(run.root), "--calibrate", "--quiet"])
+    said = CliRunner().invoke(app, ["status", str(path), "--run", str(run.root), "--json"])
+    roles = json.loads(said.stdout)["roles"]
+    assert set(roles) == {"judge", "teacher"}
+    assert (roles["judge"]["replies"], roles["judge"]["tokens"]) == (judge_replies(run), 10 * judge_replies(run))
+    assert roles["teacher"]["cost_usd"] is None
+    shown = CliRunner().invoke(app, ["status", str(path), "--run", str(run.root)]).stdout
+    assert "paid for" in shown
 
 
 def test_a_judge_that_is_not_believed_ends_with_exit_1_after_its_table(tmp_path: Path) -> None:

@@ -205,6 +205,30 @@ def test_evaluations_that_asked_otherwise_are_not_compared() -> None:
     assert "do not compare" in one.words
 
 
+def test_only_evaluations_of_one_benchmark_are_compared(made: Selected) -> None:
+    one, two = ({"benchmark": name, "questions_sha256": name} for name in ("sums", "words"))
+    found = [
+        evaluation("a", 30, 0.1, 0.2, **one),
+        evaluation("a", 90, 0.4, 0.5, **two),
+        evaluation("b", 60, 0.25, 0.35, **one),
+    ]
+    evaluate(made[0], *found, evaluation("old", 10, 0.0, 0.1))
+    (reading,) = collect(made[0], recipe()).readings
+    assert (reading.before, reading.after) == ("a on sums", "b on sums")
+    assert reading.gain == pytest.approx(0.15)
+    (reading,) = readings([found[0], replace(found[2], questions_sha256="changed")])
+    assert "do not compare" in reading.words
+
+
+def test_a_file_from_before_benchmarks_had_names_is_still_read(made: Selected) -> None:
+    evaluate(made[0], evaluation("old", 10, 0.0, 0.1))
+    (path,) = made[0].eval_dir.glob("*.json")
+    values = json.loads(path.read_text())
+    del values["benchmark"], values["questions_sha256"]
+    path.write_text(json.dumps(values))
+    assert [(one.model, one.benchmark) for one in collect(made[0], recipe()).accuracy] == [("old", None)]
+
+
 def test_accuracy_is_in_order_of_time(made: Selected) -> None:
     evaluate(
         made[0], evaluation("zero", 10, 0.02, 0.09), evaluation("low", 30, 0.1, 0.2), evaluation("high", 60, 0.2, 0.4)

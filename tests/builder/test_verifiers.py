@@ -144,7 +144,7 @@ def test_pitfalls_of_math_verify_have_the_right_verdict(gold: str, answer: str, 
 @pytest.mark.parametrize(
     ("gold", "answer", "verdict"),
     [
-        ("(1,2)", r"\boxed{1<x<2}", "wrong"),
+        ("(1,2)", r"\boxed{1<x<2}", "unscorable"),
         ("1<x<2", r"\boxed{(1,2)}", "correct"),
         (r"\frac{1}{3}", r"\boxed{0.33}", "wrong"),
         (r"\pi", r"\boxed{3.14159}", "wrong"),
@@ -204,7 +204,7 @@ def test_checks_with_an_opinion_decide_if_they_agree(typed: str, vote: str, verd
         ("yes no", "exact_text", "", "wrong"),
         ("", "exact_text", "", "unscorable"),
         (r"\frac{1}{3}", "latex", r"\boxed{0.333333}", "correct"),
-        (r"(-\infty, 3]", "latex", r"$x \le 3$", "wrong"),
+        (r"(-\infty, 3]", "latex", r"$x \le 3$", "unscorable"),
         ("3, 1, 2", "set", r"\boxed{\{1, 2, 3\}}", "correct"),
         ("3, 1, 2", "set", "The answer is 1, 2.0, 3.", "correct"),
         ("3, 1, 2", "set", "1, 2", "wrong"),

@@ -216,6 +216,15 @@ def test_an_interrupted_run_keeps_what_was_done(tmp_path: Path, monkeypatch: pyt
     assert list(verdicts(run)) == ["r0", "r1", "r2", "r3", "r4"]
 
 
+def test_long_replies_are_held_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = [reply(f"r{n}", "p", "x" * 90 + f" {n}") for n in range(5)]
+    run = run_with(tmp_path, [prompt("p", "1", "number")], long)
+    monkeypatch.setattr(verify_module, "CHUNK_CHARACTERS", 150)
+    seen: list[int] = []
+    assert verify(run, progress=lambda done, total: seen.append(done)).verdicts == {"correct": 1, "wrong": 4}
+    assert seen == [2, 4, 5]
+
+
 def test_an_unknown_verifier_is_named_before_any_work(tmp_path: Path) -> None:
     run = run_with(tmp_path, [prompt("p", "1", "number", verifier="maths")], [reply("a", "p", "1")])
     with pytest.raises(UsageError, match=r"'maths'.*math, choice, exact, set"):
