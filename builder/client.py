@@ -280,7 +280,9 @@ def _status_error(lane: Lane, response: httpx2.Response, body: bytes) -> Endpoin
     if status in _WORTH_A_RETRY or status >= 500:
         return RetryableError(message, wish, overloaded=status in _OVERLOADED)
     if status in _STOPS_THE_RUN:
-        return RefusedError(message)
+        key = f"the key in {lane.endpoint.api_key_env or 'OPENAI_API_KEY'}"
+        doubtful = {401: key, 403: key, 402: "the account"}.get(status, "the address and the model's name")
+        return RefusedError(f"{message}. Check {doubtful}, then rerun: what is stored is not asked again.")
     return RejectedError(message)
 
 

@@ -245,7 +245,7 @@ def test_an_endpoint_that_answers_none_of_three_prompts_is_sent_no_fourth(tmp_pa
 
 def test_a_refused_key_stops_after_one_request(tmp_path: Path) -> None:
     with endpoint(script=lambda ask: 401) as server:
-        with pytest.raises(RefusedError, match="answered 401"):
+        with pytest.raises(RefusedError, match=r"answered 401: .* Check the key in OPENAI_API_KEY"):
             generate(Run(tmp_path), recipe(server), questions(50))
         assert len(server.asks) == 1
     assert journal.counts(tmp_path / "journal") == {"fatal": 1}
