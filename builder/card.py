@@ -82,7 +82,8 @@ def _complete(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest with the keys that a release may lack."""
     teacher = {"license": None, "tokenizer": None, **manifest["teacher"]}
     student = manifest["student"] and {"system_prompt": None, **manifest["student"]}
-    return {"withdrawn": [], "held_out": None, **manifest, "teacher": teacher, "student": student}
+    absent: dict[str, Any] = {"withdrawn": [], "held_out": None, "quotas": [], "thinking": []}
+    return {**absent, **manifest, "teacher": teacher, "student": student}
 
 
 def _context(manifest: Mapping[str, Any]) -> dict[str, Any]:

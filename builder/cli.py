@@ -22,6 +22,7 @@ from builder.options import (
     opened,
     recipe_command,
 )
+from builder.pairs_command import pairs
 from builder.publish_command import publish
 from builder.release_command import release
 from builder.verify_command import verify
@@ -175,6 +176,7 @@ def score(
 
 
 recipe_command(app, options=BUDGET)(verify)
+recipe_command(app, options=("limit", *BUDGET, "allow_code"))(pairs)
 
 
 @app.command()

@@ -11,6 +11,8 @@ from builder.errors import UsageError
 from builder.eval_config import EvaluationSection
 from builder.identity import canonical_json, sha256_hex
 from builder.judge_config import Judge
+from builder.preference_config import Preference
+from builder.quota_config import Quotas
 from builder.section import Endpoint, Gold, Prices, PromptSource, Section
 
 _BY_DIVERGENCE = frozenset(
@@ -61,8 +63,18 @@ class Teacher(Section):
     rescore: bool = False
 
 
+class UntilCorrect(Section):
+    """A prompt is asked again until it has `correct` correct replies at a temperature, or `samples` replies there."""
+
+    correct: int = Field(ge=1)
+    samples: int = Field(ge=1)
+
+
 class Generation(Section):
-    """What is asked of the teacher: `samples` replies at each temperature, one choice a request."""
+    """What is asked of the teacher: `samples` replies at each temperature, one choice a request.
+
+    `until_correct` lets `builder generate` verify them, and ask more where too few are correct.
+    """
 
     temperatures: Annotated[list[float], BeforeValidator(_as_list)] = [0.6, 1.0]
     samples: int = Field(default=4, ge=1)
@@ -73,6 +85,23 @@ class Generation(Section):
     reasoning_effort: str | None = None
     extra_body: dict[str, Any] = {}
     logprobs: bool = True
+    # left out where there is none: recipes of before it existed keep their hash
+    until_correct: UntilCorrect | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    @model_validator(mode="after")
+    def _more_than_samples(self) -> "Generation":
+        until = self.until_correct
+        if until is not None and until.samples <= self.samples:
+            raise ValueError(
+                f"until_correct.samples {until.samples} leaves nothing to ask beyond samples {self.samples}: it is the "
+                "most samples of a prompt and temperature, so make it larger, or drop until_correct"
+            )
+        if until is not None and until.correct > until.samples:
+            raise ValueError(
+                f"until_correct.correct {until.correct} is more than until_correct.samples {until.samples}: no prompt "
+                "could ever have so many correct replies; lower one or raise the other"
+            )
+        return self
 
     @field_validator("temperatures")
     @classmethod
@@ -132,12 +161,17 @@ class Selection(Section):
 
 
 class Stage(Section):
-    """A training stage: which selected rows it consumes, in which order, from whose weights."""
+    """A training stage: which selected rows it takes, how many of each domain, in which order, from whose weights.
+
+    `think` says which rows carry their think block: always, never, or those for which a SQL condition is true.
+    """
 
     kind: Literal["sft", "grpo", "reward"] = "sft"
     init: str = "previous"
     where: str | None = None
     order_by: str | None = None
+    quotas: Quotas | None = None
+    think: str = "always"
     epochs: float | None = Field(default=None, gt=0)
 
 
@@ -243,6 +277,7 @@ class Recipe(Section):
     evaluation: EvaluationSection | None = None
     stages: dict[str, Stage] = {}
     mixed_policy: MixedPolicy | None = None
+    preference: Preference | None = None
     release: ReleaseSection = ReleaseSection()
 
     @field_validator("name")
@@ -265,8 +300,31 @@ class Recipe(Section):
                 raise ValueError(
                     f"stage {name!r} starts from {stage.init!r}: neither `previous`, `base` nor an earlier stage"
                 )
+            if stage.quotas is not None and stage.kind != "sft":
+                raise ValueError(
+                    f"stage {name!r} of kind {stage.kind} has quotas, which pick replies: only kind sft may have any"
+                )
+            if stage.think != "always" and stage.kind != "sft":
+                raise ValueError(f"stage {name!r} of kind {stage.kind} has `think`, which only rows of kind sft follow")
             seen.append(name)
         return value
+
+    @model_validator(mode="after")
+    def _mixed_as_it_is(self) -> "Recipe":
+        stage = self.stages.get(self.mixed_policy.stage) if self.mixed_policy is not None else None
+        if stage is not None and stage.quotas is not None:
+            raise ValueError(
+                "the mixed-policy stage has quotas, but mixed_policy.off_policy_ratio decides what it takes"
+            )
+        if stage is not None and stage.think != "always":
+            raise ValueError("the mixed-policy stage has `think`, but its rows go on from thoughts of the student")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_have_a_stage(self) -> "Recipe":
+        if self.preference is not None:
+            self.preference.check(self.stages, self.judge.votes if self.judge else None)
+        return self
 
     def require_teacher(self) -> Teacher:
         """The teacher section; UsageError where the recipe has none."""
@@ -311,6 +369,16 @@ class Recipe(Section):
             )
         return self.mixed_policy
 
+    def require_preference(self) -> Preference:
+        """The preference section; UsageError where the recipe has none, or no judge to ask."""
+        if self.preference is None:
+            raise UsageError(
+                f"Recipe {self.name!r} has no `preference` section, so it does not say which replies are compared for "
+                "which reward stage. Add preference: {}, stages: {preference: {kind: reward}} and a `judge`."
+            )
+        self.require_judge()
+        return self.preference
+
     def public_student(self) -> str | None:
         """The student's name without folders of this machine."""
         return _shown(self.student.model, self.student.revision) if self.student else None
@@ -331,11 +399,18 @@ class Recipe(Section):
         """
         resolved = self.resolved()
         del resolved["evaluation"]  # it decides no row
+        for stage in resolved["stages"].values():
+            if stage["quotas"] is None:
+                del stage["quotas"]  # as for the judge, below
+            if stage["think"] == "always":
+                del stage["think"]
         if judge := resolved["judge"]:
             judge.pop("endpoints")
             judge["model"] = Path(judge["model"]).name if judge["model"].startswith(("/", "~")) else judge["model"]
         else:
             del resolved["judge"]  # recipes of before there was one keep their hash
+        if resolved["preference"] is None:
+            del resolved["preference"]  # likewise
         if resolved["teacher"]:
             resolved["teacher"].pop("endpoints")
         if resolved["student"]:

@@ -18,6 +18,7 @@ from builder.errors import TableError, UsageError
 from builder.evidence import check_evidence, update_evidence
 from builder.features import update_features
 from builder.identity import canonical_json, sha256_hex
+from builder.quotas import as_variable, check_domains
 from builder.rules import catalogue, check_parameters, find_sql, load_sql
 from builder.selection_steps import Plan, rule_steps, selection_steps, table_of
 from builder.sqlcheck import check_expression, check_order
@@ -26,8 +27,11 @@ from builder.sqlrun import Limits, run_steps
 from builder.stages import stages_with
 from builder.staging import build_staging, is_staged, sources, staging_variables
 from builder.store import Run
+from builder.thinking import check_policies
 
 MIX: Final = "mixed_policy"
+QUOTAS: Final = "quotas"
+PREFERENCE: Final = "preference_pairs"
 _EVIDENCE: Final = ("stg_duplicates", "stg_contaminations")
 _MANY: Final = 1000
 """Replies without features from which a misspelt column is looked for first: they take longer than looking."""
@@ -73,16 +77,20 @@ class Decision:
 def prepare(run: Run, recipe: Recipe, plan: Plan, *, allow_code: bool = False) -> int:
     """Bring up to date what the plan reads; the number of replies whose features were computed now.
 
-    Raises UsageError for Python that is not allowed, TableError for a run without replies or without the pairs that a
-    stage is made of.
+    Raises UsageError for Python that is not allowed and for quotas of unknown domains, TableError for a run without
+    replies or without the pairs that a stage is made of.
     """
     if not allow_code:
         refuse_code(plan.files)
     if not run.parts("responses"):
         raise TableError(f"{run.root} holds no replies, so there is nothing to select from. Run builder generate.")
+    check_domains(run, recipe)
     for name, stage in plan.stages.items():
         if stage.kind == "reward" and not run.read("pairs", ["prompt_id"]).height:
-            raise TableError(f"Stage {name!r} is of kind reward, but this run has no preference pairs (table pairs).")
+            raise TableError(
+                f"Stage {name!r} is of kind reward, but this run has no preference pairs (table pairs). Run builder "
+                "pairs, which asks the recipe's judge for them."
+            )
     rejections.drop_foreign(run)
     staged = staging_variables(recipe)
     new_features, missing = 0, run.rows("responses") - run.rows("features")
@@ -173,12 +181,16 @@ def plan_selection(recipe: Recipe, recipe_dir: Path | None = None, *, mixed: boo
     warnings = check_parameters([*rules, selector], selection.params)
     stages = stages_with(recipe, is_mixed=mixed)
     mix = load_sql("mix", find_sql("mix", MIX, recipe_dir)) if mixed else None
-    policy = recipe.mixed_policy
+    quotas = as_variable(stages)
+    quota_file = load_sql("mix", find_sql("mix", QUOTAS, recipe_dir)) if quotas else None
+    policy, preference = recipe.mixed_policy, recipe.preference
+    preference_file = load_sql("mix", find_sql("mix", PREFERENCE, recipe_dir)) if preference else None
     for name, stage in stages.items():
         if stage.where is not None:
             check_expression(stage.where, f"stages.{name}.where")
         if stage.order_by is not None:
             check_order(stage.order_by, f"stages.{name}.order_by")
+    check_policies(stages)
     decides = {
         "rules": {rule.name: rule.sha256 for rule in rules},
         "params": selection.params,
@@ -197,11 +209,20 @@ def plan_selection(recipe: Recipe, recipe_dir: Path | None = None, *, mixed: boo
         "ranked_by": _ranked_by(selector),
         **selection.params,
     }
+    if policies := {name: stage.think for name, stage in stages.items() if stage.think != "always"}:
+        decides["think"] = policies
+    if quota_file is not None:
+        decides["quotas"] = {quota_file.name: quota_file.sha256, "rows": quotas}
+        variables["quotas"] = quotas
     if mix is not None and policy is not None:
         decides["mix"] = {mix.name: mix.sha256, "off_policy_ratio": policy.off_policy_ratio}
         variables |= {"off_policy_ratio": policy.off_policy_ratio, "mixed_policy_stage": policy.stage}
+    if preference is not None and preference_file is not None:
+        taken = {"min_gap": preference.min_gap, "equal_lengths": preference.equal_lengths}
+        decides["preference"] = {preference_file.name: preference_file.sha256, "stage": preference.stage, **taken}
+        variables |= {**taken, "preference_stage": preference.stage}
     identity = sha256_hex(canonical_json(decides))[:16]
-    return Plan(identity, rules, selector, stages, variables, tuple(warnings), mix)
+    return Plan(identity, rules, selector, stages, variables, tuple(warnings), mix, quota_file, preference_file)
 
 
 def _ranked_by(selector: SqlFile) -> str:

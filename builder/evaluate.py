@@ -126,6 +126,7 @@ def prepare(
     Raises SourceError for questions that cannot be read, VerifyError where none of them can be judged here.
     """
     update: dict[str, Any] = {"temperatures": [sampling.temperature], "samples": sampling.samples, "logprobs": False}
+    update["until_correct"] = None  # a benchmark asks every question alike
     given = {"top_p": sampling.top_p, "max_tokens": sampling.max_tokens}
     update |= {name: value for name, value in given.items() if value is not None}
     asked = Recipe(

@@ -174,10 +174,11 @@ def _steps(plan: Plan, recipe: Recipe, me: str, known: Collection[str]) -> list[
 
 def _is_local(plan: Plan) -> bool:
     """Whether its rivals alone decide about a reply: packaged selectors rank within a prompt and temperature, while one
-    of one's own, a mix, or a stage with a query in its `where` may look at all replies."""
+    of one's own, a mix, quotas, pairs, or a stage with a query in its `where` may look at all replies."""
     wheres = [f"select\n{stage.where}" for stage in plan.stages.values() if stage.where is not None]
     looks_around = any(node.get("class") == "SUBQUERY" for sql in wheres for node in walk(parse_select(sql, "where")))
-    return plan.selector.path in catalogue("selectors").values() and plan.mix is None and not looks_around
+    alone = not any((plan.mix, plan.quotas, plan.preference, looks_around))
+    return alone and plan.selector.path in catalogue("selectors").values()
 
 
 def _candidate(row: Mapping[str, Any], margin: float) -> Candidate:
@@ -272,7 +273,8 @@ def _outranked(me: Candidate, candidates: tuple[Candidate, ...], recipe: Recipe,
             f"outranked, rank {me.rank} of {_ranked(candidates)} by {plan.selector.name}; "
             f"selection.keep is {recipe.selection.keep} for each prompt and temperature"
         )
-    return f"rank {me.rank} by {plan.selector.name}, but no stage takes it"
+    full = ": `where` leaves it out, or the quota of its domain is full" if plan.quotas is not None else ""
+    return f"rank {me.rank} by {plan.selector.name}, but no stage takes it{full}"
 
 
 def _ranked(candidates: tuple[Candidate, ...]) -> int:

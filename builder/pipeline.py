@@ -14,16 +14,27 @@ from builder.console import Reporter
 from builder.errors import BudgetError, EndpointError, ScoreError
 from builder.live import Live
 from builder.schema import PAID_ROLES
-from builder.show import note, show_generated, show_mixed, show_released, show_scored, show_selected, show_verified
+from builder.show import (
+    note,
+    show_generated,
+    show_mixed,
+    show_released,
+    show_resampled,
+    show_scored,
+    show_selected,
+    show_verified,
+)
 from builder.store import Run
 from builder.tally import MAX_TRIES, Tally
 
 if TYPE_CHECKING:
     from builder.budget import Budget
     from builder.mix import MixResult
+    from builder.pairs import PairsResult
     from builder.prompts import Prompts
     from builder.release import Release
     from builder.requests import Request
+    from builder.resample import Resampled
     from builder.score import ScoreResult
     from builder.selection import SelectionResult
     from builder.verify import VerifyResult
@@ -58,19 +69,27 @@ class Steps:
         """Every step in order; a selection that cannot run is refused before anything is paid."""
         from builder.code_rules import refuse_code
         from builder.decision import plan_selection
+        from builder.quotas import check_domains
 
         plan = plan_selection(self.recipe, self.recipe_dir)
+        check_domains(self.run, self.recipe, may_come=True)
         if not self.allow_code:
             refuse_code(plan.files)
+        has_pairs = any(stage.kind == "reward" for stage in self.recipe.stages.values())
+        if has_pairs:
+            self.recipe.require_preference()
         self.generate(strict=False)
         if self.recipe.student is not None:
             self.score()
         self.verify()
+        if has_pairs:
+            self.pairs()
         return self.release(self.select())
 
     def generate(self, *, strict: bool = True, forget_missing: bool = False) -> "tuple[Prompts, Tally]":
         """Ask what is missing. Raises EndpointError when requests kept failing, KeyboardInterrupt when interrupted.
 
+        With `generation.until_correct` replies are verified, and more asked where too few are correct, until none are.
         Requests that the endpoint refuses for good are an error too if `strict`, else a warning: nothing would mend it.
         Sealed replies that the tables lack are a TableError; `forget_missing` lets them be paid for again.
         """
@@ -90,10 +109,42 @@ class Steps:
                 forget_missing=forget_missing,
                 budget=self._budget(),
             )
-        show_generated(self.reporter, prompts, tally)
         self.run.event("generate", asdict(tally))
+        may_resample = self.recipe.generation.until_correct and not (tally.stopped or tally.failed or tally.limit)
+        resampled = self._resample(prompts, tally) if may_resample else None
+        show_generated(self.reporter, prompts, tally)
+        if resampled is not None:
+            show_resampled(self.reporter, self.recipe.generation, resampled)
         self._settle("generate", tally, strict=strict)
         return prompts, tally
+
+    def _resample(self, prompts: "Prompts", tally: Tally) -> "Resampled":
+        """Verify, and ask more where too few replies are correct; counts into `tally`. A spent budget is no error."""
+        from builder.generate import send
+        from builder.resample import add, resample
+        from builder.wire import Wire
+
+        wire = Wire(self.recipe.require_teacher(), self.recipe.generation, "teacher")
+
+        def ask(what: str, wanted: "list[Request]") -> Tally:
+            run, recipe, shard = self.run, self.recipe, self.shard
+            with self._watched(what, len(wanted)) as progress:
+                budget, number = self._budget(), len(wanted)
+                brought = send(run, recipe, wire, wanted, number, shard=shard, progress=progress, budget=budget)
+            run.event(what, asdict(brought))
+            return brought
+
+        def verify() -> None:
+            self._verdicts()
+            if self.recipe.judge:
+                self._judge(only_calibrate=False)
+
+        say = self.reporter.line
+        found, more = resample(self.run, self.recipe, prompts, shard=self.shard, ask=ask, verify=verify, say=say)
+        add(tally, more)
+        tally.limit = None
+        self.run.event("resample", asdict(found))
+        return found
 
     def _budget(self) -> "Budget":
         from builder.budget import open_budget
@@ -201,15 +252,18 @@ class Steps:
 
         With `calibrate` the judge is only tried on known answers. Raises as `_judge`.
         """
-        from builder.verify import verify
-
-        with self.reporter.progress("verify") as meter:
-            result = verify(self.run, shard=self.shard[0], progress=meter.update)
+        result = self._verdicts()
         show_verified(self.reporter, result)
         self.run.event("verify", asdict(result))
         if calibrate or self.recipe.judge or result.for_judge:
             self._judge(only_calibrate=calibrate)
         return result
+
+    def _verdicts(self) -> "VerifyResult":
+        from builder.verify import verify
+
+        with self.reporter.progress("verify") as meter:
+            return verify(self.run, shard=self.shard[0], progress=meter.update)
 
     def _judge(self, *, only_calibrate: bool) -> None:
         """Try the judge on known answers, then let it decide; nothing of it is asked where nothing is open.
@@ -250,6 +304,31 @@ class Steps:
             )
         self._settle(what, tally, strict=False)
         return tally
+
+    def pairs(self) -> "PairsResult":
+        """Ask the judge which of two replies to a prompt is better; nothing is asked where all pairs are judged.
+
+        Raises UsageError without section `preference` or `judge`, VerifyError for a judge that errs too often on known
+        answers or pairs: then no pair is written. Raises as `_settle` besides, and TableError where there is no pair.
+        """
+        from builder.judge_calibration import calibrate, calibrate_pairs
+        from builder.judge_show import show_calibration, show_pairs
+        from builder.pairs import choose_pairs, judge_pairs, require_pair_trust
+        from builder.pairs_show import show_judged_pairs
+
+        run, recipe, folder = self.run, self.recipe, self.recipe_dir
+        chosen = choose_pairs(run, recipe, recipe_dir=folder, limit=self.limit, allow_code=self.allow_code)
+        if chosen.pairs:
+            calibration = calibrate(run, recipe, self._ask_judge)
+            show_calibration(self.reporter, recipe, calibration)
+            calibration.require_trust()
+            measured = calibrate_pairs(run, recipe, self._ask_judge)
+            show_pairs(self.reporter, measured)
+            require_pair_trust(measured, calibration.max_error_rate)
+        result = judge_pairs(run, recipe, chosen, self._ask_judge)
+        show_judged_pairs(self.reporter, result)
+        run.event("pairs", asdict(result))
+        return result
 
     def select(self) -> "SelectionResult":
         """Run rules, selector and stages."""

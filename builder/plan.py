@@ -8,10 +8,13 @@ import polars as pl
 from builder import journal
 from builder.config import Recipe
 from builder.errors import SourceError
+from builder.judge_known import MOST_KNOWN
 from builder.prompts import Prompts, load_prompts
 from builder.requests import Need, need
+from builder.resample import bounds
 from builder.rescore import tokens_to_rescore
 from builder.store import Run
+from builder.verify import JUDGE
 
 _JOURNAL_BYTES_PER_TOKEN = 24.0  # raw reply with logprobs, compressed; measured on vLLM bodies
 _RAW_BYTES = 200e6  # of the journal: a segment of raw replies that fills while the one before it is pruned
@@ -36,7 +39,8 @@ class Plan:
     `completion_tokens` are estimated from this run's replies, or from the given tokens a reply (`is_assumed`); without
     either, only `at_most_tokens` is known. `hours` need a given rate. `mixed_at_most` rollouts of the student, and as
     many continuations by the teacher, come on top with `builder mix`; the `rescored_tokens`, of stored replies that
-    the teacher reads again for their logprobs, with `builder score`.
+    the teacher reads again for their logprobs, with `builder score`. Rounds of `generation.until_correct` take at least
+    `rounds_least` requests, which the estimates hold, and at most `rounds_most`: `…_most` are the estimates with those.
     """
 
     prompts: int
@@ -54,6 +58,10 @@ class Plan:
     is_assumed: bool = False
     mixed_at_most: int | None = None
     rescored_tokens: int = 0
+    rounds_least: int = 0
+    rounds_most: int = 0
+    completion_tokens_most: Interval | None = None
+    cost_usd_most: Interval | None = None
 
 
 def make_plan(
@@ -71,12 +79,13 @@ def make_plan(
     """
     warnings = _unpinned(recipe)
     prompts = _countable(recipe, limit, warnings)
+    warnings += _judged_on_top(recipe, prompts)
     if recipe.teacher is None:
         return _without_teacher(prompts, warnings)
-    stored = journal.stored_replies(run.journal_dir)
+    stored, answered = journal.stored_replies(run.journal_dir), journal.answered_prompts(run.journal_dir)
     if isinstance(prompts, Prompts):
         warnings += prompts.notes
-        wanted = need(recipe, prompts, stored, answered=journal.answered_prompts(run.journal_dir))
+        wanted = need(recipe, prompts, stored, answered=answered)
         rows, duplicates, conflicts = len(prompts.rows), prompts.duplicates, prompts.gold_conflicts
     else:
         rows, duplicates, conflicts = prompts, 0, 0
@@ -84,9 +93,10 @@ def make_plan(
     tokens, prompt_mean, replies = _measured(run, recipe)
     if tokens_per_reply is not None:
         tokens = Interval(tokens_per_reply, tokens_per_reply, tokens_per_reply)
-    missing = wanted.missing
-    total = Interval(tokens.value * missing, tokens.low * missing, tokens.high * missing) if tokens else None
-    at_most = missing * recipe.generation.max_tokens
+    least, most = bounds(run, recipe, prompts, stored, answered)
+    missing, with_rounds = wanted.missing + least, wanted.missing + most
+    total, whole = _times(tokens, missing), _times(tokens, with_rounds)
+    at_most = with_rounds * recipe.generation.max_tokens
     return Plan(
         prompts=rows,
         duplicates=duplicates,
@@ -103,7 +113,32 @@ def make_plan(
         is_assumed=tokens_per_reply is not None,
         mixed_at_most=min(recipe.mixed_policy.prompts, rows) if recipe.mixed_policy else None,
         rescored_tokens=tokens_to_rescore(run, recipe),
+        rounds_least=least,
+        rounds_most=most,
+        completion_tokens_most=whole if most else None,
+        cost_usd_most=_cost(recipe, whole, prompt_mean * with_rounds) if most else None,
     )
+
+
+def _times(each: Interval | None, number: int) -> Interval | None:
+    return Interval(each.value * number, each.low * number, each.high * number) if each else None
+
+
+def _judged_on_top(recipe: Recipe, prompts: Prompts | int) -> list[str]:
+    """What a judge may be asked by `builder verify`, in words: how much verifiers leave open is not known before."""
+    if (judge := recipe.judge) is None:
+        return []
+    until = recipe.generation.until_correct
+    each = len(recipe.generation.temperatures) * (until.samples if until else recipe.generation.samples)
+    rows = prompts.rows if isinstance(prompts, Prompts) else []
+    unread = sum(bool(row["gold"]) and row["verifier"] in (None, JUDGE) for row in rows) * each
+    which = f"at most {unread:,} replies that no verifier reads, and " if unread else ""
+    price = f", at most ${judge.max_tokens * judge.prices.output / 1e6:.4f} of output each" if judge.prices else ""
+    tie = "" if judge.votes % 2 else " (as many for as against is no verdict)"
+    return [
+        f"builder verify asks the judge {judge.model} on top: {judge.votes} votes{tie}{price}, on {which}replies that "
+        f"verifiers leave open; and on at most {MOST_KNOWN} known answers, to try it"
+    ]
 
 
 def _hours(tokens: Interval | None, tokens_per_second: float | None) -> Interval | None:

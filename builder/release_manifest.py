@@ -1,6 +1,7 @@
 """What a release says of itself: `manifest.json`, counted from the tables of the run, never estimated."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
@@ -8,7 +9,7 @@ from typing import Any, Final
 import polars as pl
 import pyarrow.parquet as pq
 
-from builder import journal
+from builder import journal, quotas
 from builder.config import MixedPolicy, Recipe
 from builder.decontaminate import benchmarks_id
 from builder.identity import canonical_json, sha256_hex
@@ -83,6 +84,8 @@ def manifest_of(
             {"rule": row.rule_name, "breaks": row.breaks, "breaks_alone": row.breaks_alone, "tokens": row.tokens}
             for row in selected.funnel
         ],
+        "quotas": quotas.released(kept, selected.quotas),
+        "thinking": [asdict(one) for one in selected.thinking],
         "rollout": rollout(run) if mixed else None,
         "mixed_policy": mixed_policy(kept, recipe.mixed_policy) if mixed else None,
         "score_remarks": score_remarks(kept, recipe),

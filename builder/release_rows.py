@@ -16,6 +16,7 @@ from builder.schema import CANDIDATE_ROLES, FEATURES, RELEASE_CANDIDATES, RELEAS
 from builder.stages import stages_of
 from builder.store import Run
 from builder.text import THINK_CLOSE, THINK_OPEN
+from builder.thinking import answers_only
 
 _CHUNK_BYTES = 256_000_000
 _SLICE = 50_000
@@ -48,7 +49,11 @@ def configs(run: Run, recipe: Recipe, before: Before, folder: Path) -> Iterator[
     Rows that the version before holds stay in its order and new ones follow by id, so that a file grows at its end.
     Only what is not text is in memory at once; texts are gathered by way of `folder`. To be read one after the other.
     """
-    staged = list(_staged(run, recipe, before))
+    bare = answers_only(run, recipe)
+    staged = [
+        (name, split, stage, _marked(index, bare.get(name, [])))
+        for name, split, stage, index in _staged(run, recipe, before)
+    ]
     candidates = _in_order(_candidate_index(run, recipe), "response_id", before("candidates", "response_id"))
     wanted = {"candidates": candidates["response_id"]}
     for name, split, stage, index in staged:
@@ -84,6 +89,15 @@ def _staged(run: Run, recipe: Recipe, before: Before) -> Iterator[tuple[str, str
         ordered = index.sort("grain_id") if key is None else _in_order(index, key, before(name, key))
         for split, rows in sides(name, ordered, recipe.release.held_out, recipe.generation.seed).items():
             yield name, split, stage, rows
+
+
+def _marked(index: pl.DataFrame, bare: Sequence[str]) -> pl.DataFrame:
+    """The index with `is_bare` for replies released as their answer alone: how many student tokens that is, no score
+    tells."""
+    if not bare:
+        return index
+    is_bare = pl.col("response_id").is_in(list(bare))
+    return index.with_columns(is_bare=is_bare, student_tokens=pl.when(~is_bare).then("student_tokens"))
 
 
 def _in_order(index: pl.DataFrame, key: str, before: Sequence[str]) -> pl.DataFrame:
@@ -162,7 +176,8 @@ def _sft_index(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pl.DataFrame:
 
 def _sft_rows(name: str, index: pl.DataFrame, texts: Gathered) -> Iterator[pl.DataFrame]:
     for part in _beside(index, texts.of(name)):
-        yield part.with_columns(completion=_completion()).drop("reasoning", "answer")
+        said = part.with_columns(reasoning=pl.when(~pl.col("is_bare")).then("reasoning")) if "is_bare" in part else part
+        yield said.with_columns(completion=_completion()).drop("reasoning", "answer")
 
 
 def _grpo_index(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pl.DataFrame:

@@ -371,8 +371,9 @@ PAIRS: Final = Table(
             _PROMPT_ID,
             _key("chosen_id", "response_id of the preferred reply"),
             _key("rejected_id", "response_id of the other reply"),
-            _column("votes", pa.list_(pa.string()), "single votes, both orders"),
-            _column("gap", pa.float64(), "score of chosen − score of rejected"),
+            _column("votes", pa.list_(pa.string()), "chosen | rejected | tie | null, each of both orders"),
+            _column("gap", pa.float64(), "votes for chosen − votes for rejected; at 0 which is chosen means nothing"),
+            _column("judge_version", pa.string(), "hash of all that decides a vote, model, revision and votes"),
         ]
     ),
 )
@@ -523,7 +524,11 @@ RELEASE_SFT: Final = pa.schema(
         _column("teacher_sentences", pa.int32(), "sentences above the margin; null where not scored"),
         _column("sentence_count", pa.int32(), "sentences of the reply; null where not scored"),
         _column("mean_delta", pa.float64(), "mean p_teacher − p_student; null where not scored"),
-        _column("student_tokens", pa.int32(), "student tokens of the rendered row; null where not scored"),
+        _column(
+            "student_tokens",
+            pa.int32(),
+            "student tokens of the rendered row; null where not scored, or where its thoughts are left out",
+        ),
         _column("prefix_chars", pa.int32(), "characters of the completion that the student wrote", null=False),
         _column("student_revision", pa.string(), "hash of the checkpoint that wrote them; null where there are none"),
         _column("source", pa.string(), "first source of the prompt"),

@@ -13,11 +13,14 @@ from builder import rejections
 from builder.config import Recipe
 from builder.decision import decide, plan_selection, prepare
 from builder.errors import TableError
+from builder.preference_steps import PairCounts
+from builder.quotas import DomainQuota, domain_quotas, shortfalls
 from builder.selection_steps import Plan
 from builder.sqlrun import Limits
 from builder.stages import is_mixed
 from builder.staging import build_staging, staging_variables
 from builder.store import Run
+from builder.thinking import Thinking, stages_thinking
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class SelectionResult:
     `selector` ranks by, so it decided; where all tie (`prompts_tied`) the tie-break did; `prompts_single` have one
     candidate, `prompts_without` none. Spread and ties are None for a selector whose ranking column is not known: random
     and those of one's own. After a mix, `mixed_rows` continuations break no rule; `continuations` counts the others by
-    rule (one that breaks two counts twice).
+    rule (one that breaks two counts twice). `quotas` are the domains of stages with quotas, `thinking` the
+    stages that leave out think blocks, `pairs` what a reward stage takes.
     """
 
     selection_id: str
@@ -73,6 +77,9 @@ class SelectionResult:
     prompts_with_spread: int | None
     new_features: int
     warnings: tuple[str, ...]
+    quotas: tuple[DomainQuota, ...] = ()
+    thinking: tuple[Thinking, ...] = ()
+    pairs: PairCounts | None = None
     mixed_rows: int | None = None
     continuations: Mapping[str, int] = field(default_factory=dict)
 
@@ -132,6 +139,8 @@ def _result(plan: Plan, recipe: Recipe, found: Mapping[str, pa.Table], new_featu
             f"Selector {plan.selector.name} leaves {to_rank - ranked} of {to_rank} survivors without a rank."
         )
     warnings += [f"Stage {stage.name} is empty." for stage in stages if not stage.rows]
+    quotas = domain_quotas(found["quota_counts"].to_pylist()) if "quota_counts" in found else ()
+    warnings += shortfalls(quotas)
     continued = found["continuations"].to_pylist() if "continuations" in found else []
     return SelectionResult(
         selection_id=plan.selection_id,
@@ -140,6 +149,9 @@ def _result(plan: Plan, recipe: Recipe, found: Mapping[str, pa.Table], new_featu
         stages=stages,
         new_features=new_features,
         warnings=tuple(warnings),
+        quotas=quotas,
+        thinking=stages_thinking(plan.stages, found["think_counts"].to_pylist()) if "think_counts" in found else (),
+        pairs=PairCounts(**found["pair_counts"].to_pylist()[0]) if "pair_counts" in found else None,
         mixed_rows=next((row["replies"] for row in continued if row["rule_name"] is None), 0) if continued else None,
         continuations={row["rule_name"]: row["replies"] for row in continued if row["rule_name"] is not None},
         prompts=spread["prompts"],

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from builder.config import Recipe, Stage
+from builder.preference_steps import PREFERRED, preference_steps
+from builder.quotas import quota_steps, rows_within
 from builder.rules import catalogue
 from builder.selection_sql import (
     BROKEN_BY,
@@ -20,6 +22,7 @@ from builder.selection_sql import (
 from builder.sqlcheck import quoted
 from builder.sqlfile import SqlFile, Value
 from builder.sqlrun import Step, mix_step, ranks_step, rows_step, rule_step, selector_step
+from builder.thinking import count_steps
 
 _STAGE_COLUMNS: Final = (
     ("grain_id", "varchar"), ("rank", "integer"), ("position", "integer"), ("tokens", "integer"),
@@ -43,11 +46,13 @@ class Plan:
     variables: Mapping[str, Value]
     warnings: tuple[str, ...]
     mix: SqlFile | None = None
+    quotas: SqlFile | None = None
+    preference: SqlFile | None = None
 
     @property
     def files(self) -> tuple[SqlFile, ...]:
         """Every file that decides rows."""
-        return (*self.rules, self.selector, *filter(None, [self.mix]))
+        return (*self.rules, self.selector, *filter(None, [self.mix, self.quotas, self.preference]))
 
 
 def selection_steps(plan: Plan, recipe: Recipe, known: Collection[str] = (), *, counts: bool = True) -> list[Step]:
@@ -138,6 +143,7 @@ def _count_steps(plan: Plan) -> list[Step]:
         Step("lengths", LENGTHS, "lengths", fetch=True),
         Step("funnel", FUNNEL, "funnel", fetch=True),
         spread_step(plan.variables),
+        *count_steps(plan.stages),
     ]
 
 
@@ -145,11 +151,16 @@ def _stage_steps(plan: Plan, recipe: Recipe) -> list[Step]:
     """Rows of each stage, their union and their counts; the mixed-policy stage last, whatever its place in training."""
     seed = recipe.generation.seed
     mixed = recipe.mixed_policy.stage if plan.mix is not None and recipe.mixed_policy is not None else None
-    steps: list[Step] = []
+    steps = quota_steps(plan.quotas, plan.stages) if plan.quotas is not None else []
     parts: list[str] = []
     counts: list[str] = []
     for index, (name, stage) in sorted(enumerate(plan.stages.items()), key=lambda numbered: numbered[1][0] == mixed):
         rows, key, rank = ("mixed_rows", "response_id", "null") if name == mixed else _GRAINS[stage.kind]
+        if stage.quotas is not None:
+            rows = rows_within(name)
+        if plan.preference is not None and recipe.preference is not None and name == recipe.preference.stage:
+            rows = PREFERRED
+            steps += preference_steps(plan.preference, name, recipe.preference.min_gap)
         if name == mixed and plan.mix is not None:
             steps += _mix_steps(plan.mix, name, parts)
         order = f"md5({key} || ':' || {seed})" if stage.order_by is None else stage.order_by

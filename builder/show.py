@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from builder.config import Recipe
+from builder.config import Generation, Recipe
 from builder.console import Reporter, shown
 from builder.live import duration, rate
 from builder.tally import Tally
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from builder.probe import ProbeResult
     from builder.prompts import Prompts
     from builder.release import Release
+    from builder.resample import Resampled
     from builder.score import ScoreResult
     from builder.selection import SelectionResult
     from builder.verify import VerifyResult
@@ -42,13 +43,16 @@ def show_plan(reporter: Reporter, recipe: Recipe, plan: "Plan") -> None:
         ("temperatures × samples", f"{', '.join(map(str, generation.temperatures))} × {generation.samples}"),
         ("requests", f"{plan.need.total:,}"),
         ("paid for already", f"{plan.need.stored:,}"),
-        ("to send", f"{plan.need.missing:,}"),
     ]
-    if plan.completion_tokens:
-        rows.append(("completion tokens", _estimate(plan.completion_tokens)))
+    missing = plan.need.missing
+    if generation.until_correct:
+        rows.append((f"rounds until {generation.until_correct.correct} correct", _range(plan, 0)))
+    rows.append(("to send", _range(plan, missing)))
+    tokens = (("completion tokens", plan.completion_tokens), ("tokens, all rounds", plan.completion_tokens_most))
+    rows += [(name, _estimate(interval)) for name, interval in tokens if interval]
     rows.append(("completion tokens, at most", f"{plan.at_most_tokens:,}"))
-    if plan.cost_usd:
-        rows.append(("USD", _estimate(plan.cost_usd)))
+    money = (("USD", plan.cost_usd), ("USD, all rounds", plan.cost_usd_most))
+    rows += [(name, _estimate(interval)) for name, interval in money if interval]
     if plan.at_most_usd is not None:
         rows.append(("USD, at most (output)", f"{plan.at_most_usd:,.2f}"))
     if plan.hours:
@@ -65,7 +69,7 @@ def show_plan(reporter: Reporter, recipe: Recipe, plan: "Plan") -> None:
         reporter.line("Estimates from the given tokens a reply: an assumption, nothing was measured.")
     elif plan.measured_replies:
         reporter.line(f"Estimates from {plan.measured_replies:,} replies of this run, 95% interval of the mean.")
-    elif plan.need.missing:
+    elif missing:
         reporter.line("No reply yet to estimate from: --pilot K asks the first K prompts (and keeps the replies).")
     reporter.result({"plan": asdict(plan), "recipe": recipe.resolved()})
 
@@ -94,6 +98,25 @@ def show_generated(reporter: Reporter, prompts: "Prompts", tally: Tally) -> None
     if tally.stopped:
         reporter.warn("interrupted: replies in flight were waited for and stored; rerun to go on")
     reporter.result({"generate": {**asdict(tally), "prompts": len(prompts.rows), "duplicates": prompts.duplicates}})
+
+
+def show_resampled(reporter: Reporter, generation: Generation, result: "Resampled") -> None:
+    """What the rounds came to, and the prompts that nobody solved."""
+    until = generation.until_correct
+    wanted = "1 correct reply" if until is None or until.correct == 1 else f"{until.correct} correct replies"
+    rounds = "1 round" if result.rounds == 1 else f"{result.rounds} rounds"
+    most = "" if until is None or result.limit else f" after {until.samples} samples"
+    reporter.line(
+        f"resample: {rounds}; {result.enough:,} of {result.prompts:,} prompts have {wanted} at every temperature, "
+        f"{result.lacking:,} fewer{most}, {result.unsolved:,} not one"
+    )
+    if result.untold:
+        reporter.line(
+            f"  {result.untold:,} were not asked again: no gold, or none of their replies was called correct or wrong"
+        )
+    if result.limit:
+        reporter.warn(f"resampling ended at {result.limit}; replies are kept, rerun with a larger limit to go on")
+    reporter.result({"resample": asdict(result)})
 
 
 def show_scored(reporter: Reporter, result: "ScoreResult") -> None:
@@ -140,6 +163,13 @@ def show_selected(reporter: Reporter, result: "SelectionResult") -> None:
         [(row.rule_name, row.breaks, row.breaks_alone, row.tokens) for row in result.funnel],
     )
     reporter.table("", ("stage", "kind", "rows", "tokens"), [tuple(asdict(stage).values()) for stage in result.stages])
+    if result.quotas:
+        quotas = [(one.stage, one.domain or "none", one.asked, one.survivors, one.rows) for one in result.quotas]
+        reporter.table("", ("stage", "domain", "asked", "survive", "taken"), quotas)
+    for one in result.thinking:
+        null = f" (the condition is NULL for {one.undecided:,})" if one.undecided else ""
+        kept = f"{one.with_thoughts:,} rows with their thoughts, {one.answer_only:,} as the answer alone"
+        reporter.line(f"stage {one.stage}: {kept}{null}")
     reporter.table(
         "",
         ("completion tokens", "median", "mean"),
@@ -150,6 +180,8 @@ def show_selected(reporter: Reporter, result: "SelectionResult") -> None:
         ],
     )
     reporter.table("", (f"{result.prompts:,} prompts", ""), decided(asdict(result)))
+    if result.pairs is not None:
+        reporter.line(result.pairs.line())
     if result.mixed_rows is not None:
         broken = ", ".join(f"{name} {number:,}" for name, number in result.continuations.items())
         others = f"; others break {broken}" if broken else ""
@@ -218,6 +250,12 @@ def show_probe(reporter: Reporter, result: "ProbeResult") -> None:
     )
     reporter.table("", ("step", "possible", "because it"), [(s.name, words[s.works], s.seen) for s in result.steps])
     reporter.result({"probe": asdict(result) | {"steps": [asdict(step) for step in result.steps]}})
+
+
+def _range(plan: "Plan", least: int) -> str:
+    """Requests, from `least` and the rounds that are certain to those that are not."""
+    low, high = least + plan.rounds_least, least + plan.rounds_most
+    return f"{low:,}" if low == high else f"{low:,} … {high:,}"
 
 
 def _merged(plan: "Plan") -> str:

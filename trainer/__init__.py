@@ -1,5 +1,1 @@
 """Trains a student on a release of `builder`, stage by stage. Reads the release, never the builder."""
-
-from importlib.metadata import version
-
-__version__ = version("tempered")

@@ -33,9 +33,7 @@ def command(
     output: Annotated[Path, Option(help="Where stages go: DIR/<n>-<stage>/, DIR/final.")],
     recipe: Annotated[str, Option(help="A YAML file or a packaged recipe.")] = "sft",
     overrides: Annotated[list[str] | None, OVERRIDES] = None,
-    first: Annotated[
-        str | None, Option("--from", metavar="STAGE", help="First stage; --output has the others.")
-    ] = None,
+    first: Annotated[str | None, Option("--from", metavar="STAGE", help="First; --output has the others.")] = None,
     until: Annotated[str | None, Option(metavar="STAGE", help="Last stage.")] = None,
     model_revision: Annotated[str | None, Option(help="Of a Hub model; recorded as commit.")] = None,
     drop_too_long: Annotated[bool, Option("--drop-too-long", help="Leave out rows longer than max_length.")] = False,
@@ -91,7 +89,7 @@ def show_rows(console: Console, tokenizer: Any, stage: str, dataset: Any, number
     for row, (ids, labels) in enumerate(zip(*dataset[:number].values(), strict=True), start=1):
         cut = sum(label < 0 for label in labels)  # masked: -100
         title = f"\n{stage}, row {row} of {len(dataset):,}: {cut:,} tokens masked, {len(ids) - cut:,} trained\n"
-        text = Text(title, "bold")
+        text = Text().append(title, "bold")  # as the style of the whole it would make dim bold too
         for name, style, tokens in (("masked", "dim", ids[:cut]), ("trained", "green", ids[cut:])):
             hidden = len(tokens) - HEAD - TAIL
             ends = [tokens] if hidden <= 0 else [tokens[:HEAD], tokens[-TAIL:]]

@@ -1,5 +1,6 @@
 """Recipes: YAML to what TRL is asked for, stage by stage. Unknown keys are refused with a suggestion."""
 
+import contextlib
 import dataclasses
 import difflib
 import re
@@ -7,9 +8,10 @@ from collections.abc import Iterable
 from copy import deepcopy
 from functools import cache, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from trl import GRPOConfig, RewardConfig, SFTConfig  # type: ignore[attr-defined]
 
 from trainer.errors import RecipeError
@@ -17,23 +19,22 @@ from trainer.schedule import Stage
 
 Settings = dict[str, Any]
 PACKAGED = {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
-KEYS = ("base", "defaults", "stages")
+KEYS = {"base": str, "defaults": dict, "stages": dict}
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 KINDS = {"sft": SFTConfig, "grpo": GRPOConfig, "reward": RewardConfig}
 # Our own for sft stages. mask_prefix: what the student wrote of a mixed row carries no loss; peft: a LoraConfig.
 OURS = {"mask_prefix": bool, "peft": dict}
 ARGUMENTS = yaml.safe_load((Path(__file__).parent / "arguments.yaml").read_text(encoding="utf-8"))
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which `5e-5` is a number, as everybody writes it; YAML 1.1 takes it for text."""
+class _Loader(yaml.SafeLoader): ...  # YAML in which `5e-5` is a number; YAML 1.1 takes it for text
 
 
 _NUMBER = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789."))
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
+class Recipe(NamedTuple):
     """Arguments for all stages, and for single stages or kinds: `stages` is keyed by a stage's name or by a kind."""
 
     name: str
@@ -56,11 +57,9 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 def settle(recipe: Recipe, stages: Iterable[Stage], schedule: Iterable[Stage]) -> dict[str, Settings]:
     """Settings by stage, later over earlier: `defaults`, the epochs that the release asks for, the kind, the stage.
-
-    Raises RecipeError for a stage that the `schedule` lacks, and for what cuts rows or shows them each other.
-    """
+    Raises RecipeError for a stage that the `schedule` lacks, and for what cuts rows or shows them each other."""
     names = [stage.name for stage in schedule]
-    for name in sorted(recipe.required - {*KINDS, *names}):
+    for name in sorted(recipe.required - {*KINDS, *names}, key=str):
         raise RecipeError(f"stages.{name} is a stage of neither {', '.join(names)}{suggest(name, names)}")
     settled: dict[str, Settings] = {}
     for stage in stages:
@@ -70,34 +69,39 @@ def settle(recipe: Recipe, stages: Iterable[Stage], schedule: Iterable[Stage]) -
         asked = {} if stage.epochs is None else {"num_train_epochs": stage.epochs}
         for layer in (asked, recipe.stages.get(stage.kind, {}), own):
             settings |= {name: merged(settings.get(name), value) for name, value in layer.items()}
-        if stage.kind == "sft" and "max_length" not in settings:
-            raise RecipeError(f"Stage {stage.name}: set defaults.max_length, or TRL would cut rows at 1,024 tokens.")
+        window = settings.get("max_length", 0)  # null only without packing
+        if stage.kind == "sft" and (window == 0 or (window is None and settings.get("packing"))):
+            raise RecipeError(f"Stage {stage.name}: set defaults.max_length: TRL cuts at 1,024, packing needs one.")
         if settings.get("packing_strategy") == "wrapped":
             raise RecipeError(f"Stage {stage.name}: packing_strategy wrapped cuts rows and lets them see each other.")
-        half = settings.get("bf16") is not False and not settings.get("fp16")
-        dtype = {"dtype": "bfloat16" if half else "float32"}  # TRL would load in float32
+        whole = settings.get("bf16") is False or settings.get("fp16")  # TRL would always load in float32
+        dtype = {"dtype": "float32" if whole else "bfloat16"}
         settings["model_init_kwargs"] = dtype | (settings.get("model_init_kwargs") or {})
         # Our own when empty are the default: the same stage as one trained without a word of them.
         settled[stage.name] = {name: value for name, value in settings.items() if value or name not in OURS}
     return settled
 
 
-def _layers(name: str) -> list[Settings]:
-    """What a recipe says, after what those say that its `base` stands on."""
+def _layers(name: str, *above: str) -> list[Settings]:
+    """What a recipe says, after what those say that its `base` stands on; `above` are those that stand on it."""
     path = PACKAGED.get(name, Path(name))
     if not path.is_file():
         raise RecipeError(f"Recipe {name} is neither a file nor one of {', '.join(PACKAGED)}{suggest(name, PACKAGED)}.")
-    content = _parse(path.read_text(encoding="utf-8"), f"Recipe {name}") or {}
-    for key in {*(content if isinstance(content, dict) else ["a list"])} - {*KEYS}:
-        raise RecipeError(f"Recipe {name}: unknown key {key!r}{suggest(str(key), KEYS)}. It has {', '.join(KEYS)}.")
-    return [*(_layers(content["base"]) if "base" in content else []), content]
+    if name in above:
+        raise RecipeError(f"Recipe {name} stands on itself: {' on '.join([*above, name])}. Take one `base:` out.")
+    content = _parse(path.read_bytes(), f"Recipe {name}") or {}
+    for key, value in content.items() if isinstance(content, dict) else [("", content)]:
+        if not isinstance({} if value is None else value, KEYS.get(key, ())):
+            told = f"unknown key {key!r}{suggest(key, KEYS)}" if key not in KEYS else f"{key} is {value!r}"
+            raise RecipeError(f"Recipe {name}: {told}. It has base: <recipe>, defaults: {{…}} and stages: {{…}}.")
+    return [*(_layers(content["base"], *above, name) if "base" in content else []), content]
 
 
-def _parse(text: str, what: str) -> Any:
+def _parse(text: str | bytes, what: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{what} is not valid YAML: {' '.join(str(error).split())}.") from error
+        raise RecipeError(f"{what} is not valid YAML: {error}.") from error
 
 
 def _override(text: str) -> Settings:
@@ -118,7 +122,7 @@ def merged(below: Any, above: Any) -> Any:
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'X'?` for the closest known word, else nothing."""
-    return "".join(f"; did you mean {close!r}?" for close in difflib.get_close_matches(word, list(known), n=1))
+    return "".join(f"; did you mean {close!r}?" for close in difflib.get_close_matches(str(word), list(known), n=1))
 
 
 @cache
@@ -131,16 +135,19 @@ def arguments(kind: str) -> Settings:
 
 
 def check(settings: Any, kind: str, where: str) -> None:
-    """Refuse unknown arguments, those that the trainer sets itself, and plainly wrong types."""
-    known = arguments(kind)
+    """Refuse unknown arguments, those that the trainer sets itself, and values of a wrong type or size."""
+    known, what = arguments(kind), kind if kind in KINDS else "training"
     if not isinstance(settings, dict):
         raise RecipeError(f"{where}: {settings!r} stands where `<argument>: <value>` lines should.")
     for name, value in settings.items():
         if name in ARGUMENTS["owned"]:
-            raise RecipeError(f"{where}.{name} cannot be set: rows, `position`, the model and --output decide it.")
+            raise RecipeError(f"{where}.{name} cannot be set: rows, `position`, the model, --output, HF_TOKEN decide.")
         if name not in known:
-            what = kind if kind in KINDS else "training"
             raise RecipeError(f"{where}: there is no {what} argument {name!r}{suggest(name, known)}")
-        wanted = {float: (int, float), int: (int,), bool: (bool,), dict: (dict,)}.get(known[name])
-        if wanted and (not isinstance(value, wanted) or isinstance(value, bool) != (bool in wanted)):
-            raise RecipeError(f"{where}.{name} is {value!r}; it wants {known[name].__name__}.")
+        wanted, positive, fits = known[name], name in ARGUMENTS["positive"], False
+        with contextlib.suppress(ValidationError):
+            TypeAdapter(wanted, config=STRICT).validate_python(value)
+            fits = not positive or value is None or value > 0
+        if not fits:  # YAML takes a bare `no` for False
+            told = f"{getattr(wanted, '__name__', wanted)}{' above 0' * positive}{', in quotes' * (value is False)}"
+            raise RecipeError(f"{where}.{name} is {value!r}; it wants {told}.")

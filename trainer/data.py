@@ -8,16 +8,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from trainer.errors import ModelError, ReleaseError
 from trainer.schedule import Stage
 
 MANIFEST = ".builder/manifest.json"
-# Columns that training reads, with Arrow types that serve. prefix_chars: what a student wrote of the completion.
 UNREAD = ("data/candidates/", "data/logprobs/")  # stay on the Hub
-MESSAGES, NUMBER = r"(large_)?list<.*: struct<(?=.*\brole: )(?=.*\bcontent: ).*", r"u?int\d+"
-TURNS, PREFIX = {"prompt": MESSAGES, "completion": MESSAGES}, {"prefix_chars": NUMBER}
+# Columns that training reads, with Arrow types that serve: messages with keys of their own are JSON to `datasets`.
+MESSAGES = r"(large_)?list<.*: (struct<(?=.*\brole: )(?=.*\bcontent: )|extension<arrow.json>).*"
+NUMBER = r"u?int\d+"
+TURNS, PREFIX = {"prompt": MESSAGES, "completion": MESSAGES}, {"prefix_chars": NUMBER}  # what a student wrote
 COLUMNS = TURNS | {"position": NUMBER, "response_id": "(large_)?string"}
 
 
@@ -29,12 +30,12 @@ class File(BaseModel):
 class Manifest(BaseModel):
     """The part of the manifest that training reads; `data_cards/manifest.schema.json` has the whole."""
 
-    format: Literal[1] = 1
+    format: Literal[1]
     version: str
     build_id: str
     rollout: dict[str, str | None] | None = None  # the student that wrote the beginnings of mixed rows
     files: list[File]
-    schedule: list[Stage]
+    schedule: list[Stage] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def resolve(dataset: str) -> Release:
         manifest = Manifest.model_validate_json((root / MANIFEST).read_bytes())
     except ValidationError as error:
         reason = f"{'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg'].lower()}"
-        raise ReleaseError(f"{root / MANIFEST} is not a manifest that this version reads ({reason}).") from error
+        raise ReleaseError(f"{root / MANIFEST} is not a manifest that this version trains on ({reason}).") from error
     for file in manifest.files:
         if not commit or not file.path.startswith(UNREAD):
             _verify(root, file)
@@ -88,11 +89,8 @@ def check_stage(release: Release, stage: Stage, mask_prefix: bool = False, held_
         needed = needed | (PREFIX if mask_prefix else {})
         found = {name: str(schema.field(name).type) if name in schema.names else "missing" for name in needed}
         if wrong := [f"{name}: {kind}" for name, kind in found.items() if not re.fullmatch(needed[name], kind)]:
-            told = (
-                f"{path} has the wrong columns ({', '.join(wrong)}). An sft stage needs prompt, completion (lists of "
-            )
-            told += "{role, content}), position, response_id, and prefix_chars if mask_prefix is on; without manifest"
-            raise ReleaseError(f"{told} prompt and completion, or messages. Build it again.")
+            told = f"{path} has wrong columns: {', '.join(wrong)}. It needs prompt, completion ({{role, content}} lists"
+            raise ReleaseError(f"{told}), position, response_id, prefix_chars to mask; without a manifest messages do.")
     trained = [path for other in release.manifest.schedule for path in release.files(other.config)] if held else []
     if both := values(held, "prompt_id") & values(trained, "prompt_id"):
         raise ReleaseError(f"{len(both)} prompts held out of {stage.name} are trained on, as {min(both)}: split anew.")
@@ -109,12 +107,12 @@ def read(release: Release, config: str, mask_prefix: bool = False, split: str = 
         for batch in pq.ParquetFile(path).iter_batches(512, columns=[*COLUMNS, *(PREFIX if mask_prefix else ())]):
             yield batch.to_pylist()
     number = 0
-    for table in release.plain[split].with_format("arrow").iter(512) if release.plain else ():
-        rows = table.to_pylist()
+    for columns in release.plain[split].iter(512) if release.plain else ():
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         for row in rows:
             number, turns = number + 1, row.get("messages") or []
-            named = {"position": number, "response_id": f"number {number:,}"}
-            row.update({"prompt": turns[:-1], "completion": turns[-1:]} | row | named)
+            row.update({"prompt": turns[:-1], "completion": turns[-1:]} if "messages" in row else {})
+            row.update(position=number, response_id=f"number {number:,}")
         yield rows
 
 
@@ -124,8 +122,9 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_in(directory: Path, *patterns: str) -> str:
-    """What `sha256sum FILES | sha256sum` prints in that directory."""
-    files = sorted({path for pattern in patterns for path in directory.glob(pattern)})
+    """What `sha256sum FILES | sha256sum` prints in that directory, hidden files and folders left out."""
+    found = {path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}
+    files = sorted(path for path in found if "/." not in f"/{path.relative_to(directory).as_posix()}")
     return hashlib.sha256("".join(f"{sha256_of(path)}  {path.name}\n" for path in files).encode()).hexdigest()
 
 
@@ -151,18 +150,18 @@ def _plain(root: Path, source: str, commit: str | None) -> Release:
         splits = datasets.load_dataset(str(root)) if not (root / MANIFEST).parent.exists() else {}
         rows = splits["train"].num_rows
     except Exception as error:
-        why = f"nor can it be read as a plain dataset with a split train ({' '.join(str(error).split())})"
+        why = f"nor can it be read as a plain dataset with a split train ({error.__cause__ or repr(error)})"
         raise ReleaseError(f"{root} has no {MANIFEST}, so it is not a release, {why}.") from error
-    digest = sha256_in(root, "**/*.parquet", "**/*.jsonl")
+    digest = sha256_in(root, "**/*")  # whatever `datasets` may have read, and a README.md that chooses files
     stage = {"stage": "train", "config": "train", "kind": "sft", "init": "base", "rowset_hash": digest, "rows": rows}
-    schedule = [Stage.model_validate(stage | {"tokens": None, "epochs": None})]
-    return Release(root, source, commit, Manifest(version="-", build_id=digest, files=[], schedule=schedule), splits)
+    known = {"format": 1, "version": "-", "build_id": digest, "schedule": [stage | {"tokens": None, "epochs": None}]}
+    return Release(root, source, commit, Manifest.model_validate(known | {"files": []}), splits)
 
 
 def _verify(root: Path, file: File) -> None:
     path = root / file.path
-    if {"/", ".."} & {*PurePosixPath(file.path).parts} or not path.is_file():
+    if {"/", "//", ".."} & {*PurePosixPath(file.path).parts} or not path.is_file():
         raise ReleaseError(f"The manifest lists {file.path}, which is not a file in {root}. Get the release again.")
     if (found := sha256_of(path)) != file.sha256:
-        told = f"sha256 {found}, the manifest expects {file.sha256}"
-        raise ReleaseError(f"{file.path} was altered: {told}. Get the release again; to change rows, build a new one.")
+        told = f"{file.path} was altered: sha256 {found}, the manifest expects {file.sha256}"
+        raise ReleaseError(f"{told}. Get the release again; to change rows, build a new one.")

@@ -68,10 +68,8 @@ def start(partial: Path, wanted: dict[str, Any]) -> Path | None:
         (partial / STARTED).write_text(json.dumps(wanted), encoding="utf-8")
     found = sorted(partial.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
     # The first process writes trainer_state.json last, each one its random state, and these only beside an optimizer.
-    states = {
-        path: sum(map(is_zipfile, path.glob("rng_state*"))) for path in found if _json(path / "trainer_state.json")
-    }
-    whole = [path for path in found if states.get(path) == wanted["processes"]]
+    states = {path: sum(map(is_zipfile, path.glob("rng_state*"))) for path in found}
+    whole = [path for path in found if states[path] == wanted["processes"] and _json(path / "trainer_state.json")]
     for path in {*found} - {*whole}:
         shutil.rmtree(path)
     return whole[-1] if whole else None

@@ -45,7 +45,7 @@ class Job:
 
     def splits(self, stage: Stage) -> list[str]:
         """What is read of a stage: with an eval_strategy also held-out rows, for their loss."""
-        evaluated = self.settings[stage.name].get("eval_strategy", "no") not in ("no", False)
+        evaluated = self.settings[stage.name].get("eval_strategy", "no") != "no"
         return ["train", "validation"] if evaluated else ["train"]
 
     def origin(self) -> Record:

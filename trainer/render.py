@@ -28,14 +28,13 @@ class Renderer:
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
             model = AutoConfig.from_pretrained(path).get_text_config()
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{name} is not a model with a tokenizer: {str(error).strip().splitlines()[0]}") from error
+            ends = GenerationConfig.from_pretrained(path) if (path / "generation_config.json").is_file() else model
+        except Exception as error:
+            raise ModelError(f"{name} is not a model with a tokenizer: {error}") from error
         has = {"chat template": self.tokenizer.chat_template, "eos token": self.tokenizer.eos_token}
         for missing in (what for what in has if has[what] is None):
             raise ModelError(f"{name} has no {missing}: how to prompt or end is unknown. Choose an instruct model.")
-        self.vocabulary, stops = model.vocab_size, model.eos_token_id
-        if (path / "generation_config.json").is_file():
-            stops = GenerationConfig.from_pretrained(path).eos_token_id
+        self.vocabulary, stops = model.vocab_size, ends.eos_token_id
         self.stops = frozenset([stops] if isinstance(stops, int) else stops or [])
         template: Any = self.tokenizer.apply_chat_template
         turn = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": PROBE}]
@@ -68,14 +67,18 @@ class Renderer:
 
     def texts(self, row: Row) -> tuple[str, str]:
         """Prompt text as inference sends it, and the completion text that follows it."""
-        reply, whole = f"Reply {row['response_id']}", row["prompt"] and [turn["role"] for turn in row["completion"]]
-        if whole != ["assistant"]:
-            raise RenderError(f"{reply} is not a prompt and one assistant message. Build the release again.")
+        reply, sides = f"Reply {row['response_id']}", [row["prompt"] or (), row["completion"] or ()]
+        # Null keys go: templates would print them, or take them for given.
+        turns, said = ([{key: turn[key] for key in turn or () if turn[key] is not None} for turn in s] for s in sides)
+        asked = all({"role"} < turn.keys() and isinstance(turn.get("content", ""), str) for turn in turns)
+        words: Any = said[0].get("content") if said else None
+        if not (turns and asked and said == [{"role": "assistant", "content": words}] and str(words) == words != ""):
+            raise RenderError(f"{reply} is not a prompt and one assistant message of mere text. Build it again.")
         try:
-            prompt = self.tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+            prompt = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except Exception as error:
             raise RenderError(f"{reply}: the chat template refuses the prompt: {error}.") from error
-        text, problem = self._after(row["completion"][0]["content"] or "")
+        text, problem = self._after(words)
         if problem or not prompt.endswith(self.opening):
             told = f"{reply} {problem or 'has another prompt'}, but the chat template's prompt ends in {self.opening!r}"
             raise RenderError(f"{told}: no inference could yield it. Choose another model or drop such replies.")
@@ -91,7 +94,7 @@ class Renderer:
             if not self.stops.union(self.end[-1:]).isdisjoint(tokens):
                 told = f"Reply {row['response_id']} spells a stop token inside its text"
                 raise RenderError(f"{told}: it would teach to stop there. Drop it with a rule.")
-            if (highest := max(ids)) >= self.vocabulary:
+            if (highest := max(*ids, self.tokenizer.pad_token_id or 0)) >= self.vocabulary:
                 raise ModelError(f"Token {highest} is past the model's last of {self.vocabulary:,}: not its tokenizer.")
             encoded.append((ids, len(prompt) + self._prefix(row, text)))
         return encoded
@@ -100,7 +103,8 @@ class Renderer:
         """The completion less what the generation prompt has opened of it; and why no inference could yield it."""
         thinks, (_, opened, words) = completion.startswith(OPEN), self.opening.rpartition(OPEN)
         if self.final:  # thoughts and answer are messages of their own; inference begins after <|start|>assistant
-            thought, closed, answer = completion.removeprefix(OPEN).rpartition(CLOSE)
+            tag = f"\n{CLOSE}\n\n"  # as a release writes it: the words on both sides may speak of the tag
+            thought, closed, answer = completion.removeprefix(OPEN).rpartition(tag if tag in completion else CLOSE)
             analysis = self.final.replace("final", "analysis") + thought.strip() + "<|end|>" + self.opening
             problem = "" if thinks == bool(closed) and answer.strip() else "is not thoughts and an answer"
             return analysis * thinks + self.final + answer.lstrip(), problem
@@ -115,7 +119,7 @@ class Renderer:
     def _prefix(self, row: Row, text: str) -> int:
         """How many tokens of the completion's `text` the student wrote: cuts lie where a word and a token end."""
         written = row.get("prefix_chars") or 0
-        chars = written - (len(row["completion"][0]["content"] or "") - len(text))  # less what the prompt has opened
+        chars = written - (len(row["completion"][0]["content"]) - len(text))  # less what the prompt has opened
         if written and (self.final or chars >= len(text)):
             why = "which gpt-oss's channels move about" if self.final else "its whole completion"
             told = f"Reply {row['response_id']}: the student wrote {written:,} characters, {why}"
@@ -127,9 +131,7 @@ def tokens(
     batches: Iterable[list[Row]], renderer: Renderer, path: Path, *, stage: str, limit: int | None, drop: bool
 ) -> tuple[Dataset, dict[str, int]]:
     """Rows as tokens and labels in the order of `position`, in an Arrow file at `path`, and their counts.
-
-    Rendered unless the file is there. Raises RenderError for more than `limit` tokens unless `drop`.
-    """
+    Rendered unless the file is there. Raises RenderError for more than `limit` tokens unless `drop`."""
     if not path.exists():
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as stream:
             for rows in batches:

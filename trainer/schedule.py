@@ -5,24 +5,23 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from trainer.errors import RecipeError, ReleaseError
 
 
-class Stage(BaseModel):
+class Stage(BaseModel, frozen=True):
     """One entry of the manifest's schedule; `stages` numbers it and resolves `init` to a stage's name or `base`."""
 
-    model_config = ConfigDict(frozen=True)
     number: int = 0
-    name: str = Field(alias="stage")
+    name: str = Field(alias="stage", pattern=r"^\w[\w.-]{0,99}$")  # part of a directory's name
     config: str
     kind: Literal["sft", "grpo", "reward"]
     init: str
     rows: int
     tokens: int | None
     rowset_hash: str
-    epochs: float | None
+    epochs: float | None = Field(gt=0, allow_inf_nan=False)
 
     @property
     def directory(self) -> str:
@@ -34,9 +33,8 @@ def stages(schedule: Sequence[Stage], until: str | None = None, first: str | Non
     found: dict[str, Stage] = {}
     for number, stage in enumerate(schedule, start=1):
         known = ("base", "previous", *found)
-        if stage.name in found or stage.init not in known:
-            told = f"Stage {stage.name!r} repeats a name, or its init {stage.init!r} is not one of {', '.join(known)}."
-            raise ReleaseError(told)
+        if stage.name in known or stage.init not in known:
+            raise ReleaseError(f"Stage {stage.name!r}: name taken, or init {stage.init!r} not of {', '.join(known)}.")
         init = next(reversed(found), "base") if stage.init == "previous" else stage.init
         found[stage.name] = stage.model_copy(update={"number": number, "init": init})
     upto = [name for name in found if until not in found or found[name].number <= found[until].number]
@@ -47,10 +45,8 @@ def stages(schedule: Sequence[Stage], until: str | None = None, first: str | Non
 
 
 def epoch_order(rows: int, epoch: int, seed: int) -> list[int]:
-    """Order of one epoch over rows that lie in `position` order, which epoch 0 follows.
-
-    Later epochs rank by md5 of `seed + epoch` and the row: the same everywhere, which no random generator promises.
-    """
+    """Order of one epoch over rows that lie in `position` order, which epoch 0 follows. Later ones rank by md5 of
+    `seed + epoch` and the row: the same everywhere, which no random generator promises."""
     return sorted(range(rows), key=lambda row: hashlib.md5(f"{seed + epoch}:{row}".encode()).digest() if epoch else b"")
 
 

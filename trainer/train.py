@@ -12,7 +12,7 @@ from typing import Any
 
 from peft import LoraConfig
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, integrations
 from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
 from trainer import config, lineage, plan, render, schedule
@@ -52,10 +52,9 @@ def run(job: plan.Job) -> list[Finished]:
             try:
                 train_stage(job, stage, wanted, args, rows[stage.name], checkpoint)
             except Exception as error:
-                if not (advice := [text for words, text in ADVICE.items() if words in str(error).lower()]):
+                if not (advice := [text for words, text in ADVICE.items() if words in repr(error).lower()]):
                     raise
-                kept = "Finished stages and the last checkpoint are kept: run it again to go on."
-                raise StageError(f"Stage {stage.name} stopped: {advice[0]}. {kept}") from error
+                raise StageError(f"Stage {stage.name} stopped: {advice[0]}. Work is kept: run it again.") from error
         done = plan.held(job, stage) or {}
         finished.append(Finished(stage.name, directory, stage in missing, done["weights_sha256"], done["train_loss"]))
 
@@ -71,14 +70,16 @@ def trl_arguments(job: plan.Job, stage: Stage) -> SFTConfig:
     """The stage's settings as TRL takes them. Raises RecipeError with TRL's own words where it refuses them."""
     settings: Record = {"disable_tqdm": job.quiet or not sys.stderr.isatty(), "logging_nan_inf_filter": False}
     settings |= {name: value for name, value in job.settings[stage.name].items() if name not in config.OURS}
-    # Rows come with tokens and labels; packing is the one preparation left to TRL.
-    settings["dataset_kwargs"] = {"skip_prepare_dataset": not settings.get("packing", False)}
+    settings["dataset_kwargs"] = {"skip_prepare_dataset": not settings.get("packing", False)}  # all else is ours
     output_dir, eos_token = str(job.output / f".{stage.directory}.partial"), job.renderer.added_stop
     try:
         LoraConfig(**job.settings[stage.name].get("peft", {}))
-        return SFTConfig(output_dir=output_dir, eos_token=eos_token, **settings)
-    except (ValueError, TypeError, ImportError) as error:
+        args = SFTConfig(output_dir=output_dir, eos_token=eos_token, **settings)
+        for report in integrations.get_reporting_integration_callbacks(args.report_to):  # type: ignore
+            report()  # says so where its package is not installed
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise RecipeError(f"Stage {stage.name}: TRL refuses the settings: {error}") from error
+    return args
 
 
 def train_stage(job: plan.Job, stage: Stage, wanted: Record, args: Any, rows: list[Any], checkpoint: Any) -> None:
@@ -96,10 +97,12 @@ def train_stage(job: plan.Job, stage: Stage, wanted: Record, args: Any, rows: li
     trainer.add_callback(Progress(stage.name, says=args.disable_tqdm and not job.quiet))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     record = wanted | record_of(job, stage, rows[0][1], trainer)
-    if not math.isfinite(loss := record["train_loss"]):
+    # What the last step breaks shows in its gradients alone.
+    loss, last = record["train_loss"], record["losses"][-1]["grad_norm"]
+    if not math.isfinite(loss + (last or 0)):
         with args.main_process_first(local=False):
             shutil.rmtree(partial, ignore_errors=True)
-        raise StageError(f"Stage {stage.name} ended with loss {loss}; nothing was kept. Lower its learning_rate.")
+        raise StageError(f"Stage {stage.name}: gradient {last}, loss {loss}; nothing was kept. Lower learning_rate.")
 
     # The directory gets its name only when everything in it is on disk.
     if peft:
@@ -120,22 +123,21 @@ def record_of(job: plan.Job, stage: Stage, counts: dict[str, int], trainer: SFTT
     held_out = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
     ends: list[int] = [0, *(entry["step"] for entry in losses)]
     total = sum(entry["loss"] * (entry["step"] - before) for before, entry in zip(ends, losses, strict=False))
-    return (
-        counts
-        | stage.model_dump(include={"number", "init"})
-        | {"dataset": job.origin() | {"config": stage.config}, "recipe": job.recipe, "base_model": job.base.name}
-        | {"base_revision": job.base.revision, "base_weights_sha256": job.base.weights_sha256}
-        | {"steps": trainer.state.global_step, "processes": args.world_size, "losses": losses, "held_out": held_out}
-        | {"seeds": {"seed": args.seed, "data_seed": args.data_seed}, "train_loss": total / max(ends)}
-        | {"packages": {package: version(package) for package in PACKAGES}}
-    )
+    known: Record = counts | stage.model_dump(include={"number", "init"}) | {"recipe": job.recipe}
+    known |= {"dataset": job.origin() | {"config": stage.config}, "base_model": job.base.name}
+    known |= {"base_revision": job.base.revision, "base_weights_sha256": job.base.weights_sha256}
+    known |= {"steps": trainer.state.global_step, "processes": args.world_size, "losses": losses, "held_out": held_out}
+    known |= {"seeds": {"seed": args.seed, "data_seed": args.data_seed}, "train_loss": total / max(ends)}
+    return known | {"packages": {package: version(package) for package in PACKAGES}}
 
 
 class EpochSampler(SequentialSampler):
     """The schedule's order of the epoch that the trainer is in. Its own state says which: with several processes,
     `set_epoch` does not reach a sampler whose first batches are skipped (accelerate 1.15)."""
 
-    trainer: Trainer
+    def __init__(self, trainer: Any) -> None:
+        super().__init__(trainer.train_dataset)
+        self.trainer = trainer
 
     def __iter__(self) -> Iterator[int]:
         args, epoch = self.trainer.args, int(self.trainer.state.epoch or 0)
@@ -146,10 +148,7 @@ class ScheduledTrainer(SFTTrainer):
     """SFTTrainer that takes rows in the schedule's order instead of at random."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        sampler = EpochSampler(rows)
-        sampler.trainer = self
-        return sampler
+        return EpochSampler(self)
 
 
 class Progress(TrainerCallback):

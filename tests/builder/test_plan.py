@@ -8,6 +8,7 @@ from endpoint import endpoint
 from builder.config import Recipe
 from builder.errors import SourceError
 from builder.generate import generate
+from builder.judge_config import Judge
 from builder.plan import Plan, make_plan
 from builder.prompts import load_prompts, write_prompts
 from builder.store import Run
@@ -122,6 +123,20 @@ def test_an_undeclared_teacher_revision_is_warned_about(tmp_path: Path, source: 
     unnamed = given.model_copy(update={"teacher": given.require_teacher().model_copy(update={"revision": None})})
     assert "teacher.revision is not declared" in plan(Run(tmp_path), unnamed).warnings[0]
     assert plan(Run(tmp_path), given).warnings == []
+
+
+def test_a_judges_requests_and_price_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "g.jsonl"
+    golds = [("4", "number", None), ("5", "number", "judge"), ("prose", "reference_text", None), (None, None, None)]
+    rows = [{"prompt": f"{gold}?", "gold": gold, "gold_type": kind, "verifier": by} for gold, kind, by in golds]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = {"model": "j", "votes": 5, "max_tokens": 1000, "prices": {"input": 1, "output": 3}}
+    judged = recipe(str(path)).model_copy(update={"judge": Judge.model_validate(section)})
+    (said,) = plan(Run(tmp_path), judged).warnings
+    assert "judge j on top: 5 votes, at most $0.0030 of output each" in said
+    assert "at most 16 replies that no verifier reads" in said  # 2 prompts, 2 temperatures, 4 samples
+    even = judged.model_copy(update={"judge": Judge.model_validate(section | {"votes": 4})})
+    assert "4 votes (as many for as against is no verdict)" in plan(Run(tmp_path), even).warnings[0]
 
 
 def test_a_recipe_without_a_teacher_counts_its_prompts_and_asks_nothing(tmp_path: Path, source: str) -> None:

@@ -14,7 +14,8 @@ from builder.rules import catalogue
 from builder.staging import build_staging
 from builder.store import Run
 
-TABLES = ("stg_prompts", "stg_responses", "stg_rejections", "stg_selection", "stg_scores", "stg_sentences", "survivors")
+TABLES = ("stg_prompts", "stg_responses", "stg_rejections", "stg_selection", "stg_scores", "stg_sentences")
+TABLES += ("stg_verdicts", "survivors")
 Row = dict[str, Any]
 
 

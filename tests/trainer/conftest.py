@@ -1,7 +1,9 @@
 """One thread, no network, and the fixtures that several files share."""
 
+import multiprocessing
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -15,6 +17,14 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_student(tmp_path_factory.mktemp("student"), train_tokenizer(CHATML))
+
+
+@pytest.fixture(scope="session")
+def spawner() -> Any:
+    """Processes forked from one that has imported everything and runs no threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trainer.train", "peft"])
+    return context
 
 
 @pytest.fixture

@@ -1,13 +1,17 @@
 """The command line: quick, quiet on stdout, one message for an error."""
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from jinja2 import Template
+from rich.console import Console
 from trainer_toys import edit_manifest
 
 from trainer import cli, data
@@ -72,6 +76,14 @@ def test_plan_shows_rows_with_masked_and_trained_tokens_apart(
     out = capsys.readouterr().out
     assert "11 + 1?<|im_end|>\n<|im_start|>assistant\n[/masked][trained]<think>\none more than 11\n</think>" in out
     assert out.count("[trained]") == 2
+
+
+def test_on_a_terminal_masked_tokens_are_dim_and_trained_ones_green() -> None:
+    tokenizer = SimpleNamespace(decode=lambda ids: "".join(chr(number) for number in ids))
+    rows = Dataset.from_dict({"input_ids": [[65, 66, 67]], "labels": [[-100, -100, 67]]})
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=80)
+    cli.show_rows(console, tokenizer, "one", rows, 1)
+    assert console.file.getvalue().endswith("\x1b[2mAB\x1b[0m\x1b[32mC\x1b[0m\n")  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])

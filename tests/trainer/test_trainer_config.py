@@ -100,6 +100,16 @@ def test_a_packaged_recipe_may_know_stages_that_a_first_version_lacks() -> None:
         ("smoke", ["defaults.learning_rate=fast"], "it wants float"),
         ("smoke", ["defaults.packing=1"], "it wants bool"),
         ("smoke", ["defaults.seed=true"], "it wants int"),
+        ("smoke", ["defaults.max_length=long"], r"max_length is 'long'; it wants int \| None above 0"),
+        ("smoke", ["defaults.max_length=0"], "above 0"),
+        ("smoke", ["defaults.num_train_epochs=-1"], "it wants float above 0"),
+        ("smoke", ["defaults.num_train_epochs=.inf"], "it wants float above 0"),
+        ("smoke", ["defaults.gradient_accumulation_steps=0"], "it wants int above 0"),
+        ("smoke", ["defaults.learning_rate=.nan"], "learning_rate is nan; it wants float"),
+        ("smoke", ["defaults.model_init_kwargs=3"], "model_init_kwargs is 3; it wants dict"),
+        ("smoke", ["defaults.save_strategy=no"], "save_strategy is False; it wants .*, in quotes"),
+        ("smoke", ["defaults.hub_token=hf_x"], "hub_token cannot be set: .* HF_TOKEN decide"),
+        ("smoke", ["defaults.packing=true", "defaults.max_length=null"], "packing needs one"),
         ("smoke", ["defaults.shuffle_dataset=true"], "position"),
         ("smoke", ["learning_rate=1e-4"], "an override is"),
         ("smoke", ["defaults.seed"], "an override is"),
@@ -124,14 +134,25 @@ def test_mistakes_are_refused_with_advice(name: str, overrides: list[str], messa
         ("default: {}", "did you mean 'defaults'"),
         ("- a", "unknown key"),
         ("bases: sft", "did you mean 'base'"),
+        ("base: mine.yaml", r"mine.yaml stands on itself: mine.yaml on mine.yaml\."),
+        ("base: ./mine.yaml", r"stands on itself: mine.yaml on ./mine.yaml on ./mine.yaml"),
+        ("base: [sft]", r"base is \['sft'\]"),
+        ("base: null", "base is None"),
+        ("stages: [sft]", r"stages is \['sft'\]"),
+        ("defaults: 3", "defaults is 3"),
+        ("defaults: {1: 2}", "no training argument 1"),
+        ("stages: {1: {seed: 1}, a: {seed: 1}}\ndefaults: {max_length: 8}", "stages.1 is a stage of neither"),
         ("stages: {low-temperatur: {seed: 1}}\ndefaults: {max_length: 8}", "did you mean 'low-temperature'"),
         ("stages: {sft: 3}", "3 stands where"),
         ("defaults: {learning_rate: 1e-4}", "max_length"),
         ("defaults: [", "not valid YAML"),
     ],
 )
-def test_a_recipe_file_with_mistakes_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "mine.yaml"
+def test_a_recipe_file_with_mistakes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("mine.yaml")
     path.write_text(text)
     with pytest.raises(RecipeError, match=message):
         settle(config.load(path))

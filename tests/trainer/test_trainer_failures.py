@@ -58,18 +58,40 @@ def fail(monkeypatch: pytest.MonkeyPatch, method: str, error: BaseException, aft
 MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:128] DefaultCPUAllocator: can't allocate memory"),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    MemoryError(),
 ]
 DISK = [
     OSError(errno.ENOSPC, "No space left on device"),
     RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+    RuntimeError(
+        "[enforce fail at inline_container.cc:672] . unexpected pos 3520 vs 3412"
+    ),  # torch.save on a full tmpfs
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    OSError(errno.EFBIG, "File too large"),
 ]
 
 
-@pytest.mark.parametrize("error", MEMORY, ids=["of the device", "of the machine"])
-def test_out_of_memory_says_what_to_lower(
-    student: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        *((error, "memory ran out. Lower per_device") for error in MEMORY),
+        *((error, "the disk is full") for error in DISK),
+    ],
+    ids=str,
+)
+def test_an_error_of_the_machine_says_what_to_do(
+    student: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, advice: str
 ) -> None:
-    fail(monkeypatch, "training_step", error, after=5)
+    fail(monkeypatch, "train", error, after=1)
+    with pytest.raises(StageError, match=f"Stage low-temperature stopped: {advice}"):
+        go(release, student, tmp_path / "out")
+
+
+def test_out_of_memory_keeps_earlier_stages(
+    student: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail(monkeypatch, "training_step", MEMORY[0], after=5)
     with pytest.raises(
         StageError, match=r"high-temperature stopped: memory ran out. Lower per_device_train_batch_size"
     ):
@@ -77,13 +99,14 @@ def test_out_of_memory_says_what_to_lower(
     assert lineage.read(tmp_path / "out" / "1-low-temperature")
 
 
-@pytest.mark.parametrize("error", DISK, ids=["an error of the system", "an error of torch"])
 def test_a_full_disk_leaves_earlier_stages_and_the_last_checkpoint(
-    student: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int], error: Exception
+    student: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int]
 ) -> None:
     whole = go(release, student, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        fail(patch, "_save_optimizer_and_scheduler", error, after=5)  # two steps of stage two, after three of stage one
+        fail(
+            patch, "_save_optimizer_and_scheduler", DISK[2], after=5
+        )  # two steps of stage two, after three of stage one
         with pytest.raises(StageError, match=r"high-temperature stopped: the disk is full. Free some of it"):
             go(release, student, tmp_path / "out")
     partial = tmp_path / "out" / ".2-high-temperature.partial"
@@ -174,6 +197,33 @@ def test_a_nan_loss_is_seen_whatever_the_log_hides(
     with pytest.raises(StageError, match="loss nan; nothing was kept"):
         go(release, student, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".rendered"]
+
+
+def test_a_last_step_that_breaks_the_weights_is_seen(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = write_release(tmp_path / "v1", {"one": stage_rows(0, 4)})
+    step = train.ScheduledTrainer.training_step
+
+    def breaking(self: Any, model: Any, *arguments: Any, **more: Any) -> Any:
+        loss = step(self, model, *arguments, **more)
+        next(model.parameters()).grad.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(train.ScheduledTrainer, "training_step", breaking)
+    with pytest.raises(StageError, match=r"Stage one: gradient nan, loss 5\.\d+; nothing was kept"):
+        go(release, student, tmp_path / "out")
+    assert not (tmp_path / "out" / "1-one").exists()
+
+
+@pytest.mark.parametrize("name", ["nothing", "wandb"])
+def test_a_report_that_cannot_be_written_is_refused_before_any_work(
+    student: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    with pytest.raises(RecipeError, match=f"TRL refuses the settings: .*{name}"):
+        go(release, student, tmp_path / "out", f"defaults.report_to={name}")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture

@@ -72,18 +72,44 @@ def test_a_plain_dataset_is_trained_and_said_to_be_one(
     assert finished.trained and not train.run(job)[0].trained
 
 
-def test_other_rows_are_another_stage(student: Path, tmp_path: Path) -> None:
-    root = folder(tmp_path / "d", MESSAGES[:8])
-    train.run(prepare(root, student, tmp_path / "out"))
-    folder(root, MESSAGES[:7])
-    with pytest.raises(Exception, match="rowset_hash"):
-        train.run(prepare(root, student, tmp_path / "out"))
+@pytest.mark.parametrize("name", ["train.jsonl", "train.json", "data/rows.parquet"])
+def test_other_rows_are_another_stage(tmp_path: Path, name: str) -> None:
+    hashes = []
+    for count in (8, 7):
+        (stage,) = data.resolve(str(folder(tmp_path / "d", MESSAGES[:count], name))).manifest.schedule
+        hashes.append(stage.rowset_hash)
+    assert hashes[0] != hashes[1]
+    (tmp_path / "d" / ".git").mkdir()
+    (tmp_path / "d" / ".git" / "HEAD").write_text("main")
+    assert data.resolve(str(tmp_path / "d")).manifest.schedule[0].rowset_hash == hashes[1]
+
+
+def test_messages_are_trained_whatever_a_column_prompt_says(tmp_path: Path) -> None:
+    release = data.resolve(
+        str(folder(tmp_path / "d", [row | {"prompt": "1 + 1?", "text": "x"} for row in MESSAGES[:3]]))
+    )
+    data.check_stage(release, release.manifest.schedule[0])
+    found = [row for batch in data.read(release, "train") for row in batch]
+    assert [row["prompt"] + row["completion"] for row in found] == [turns(number) for number in range(3)]
+
+
+def test_messages_may_have_keys_of_their_own(tmp_path: Path) -> None:
+    call = {
+        "role": "assistant",
+        "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}],
+    }
+    asked = [turns(1)[0], call, {"role": "tool", "name": "add", "content": "2"}]
+    release = data.resolve(str(folder(tmp_path / "d", [{"messages": [*asked, turns(1)[1]]}, {"messages": turns(2)}])))
+    data.check_stage(release, release.manifest.schedule[0])
+    first, second = (row for batch in data.read(release, "train") for row in batch)
+    assert (first["prompt"], first["completion"]) == (asked, turns(1)[1:])
+    assert second["prompt"] + second["completion"] == turns(2)
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"prompt": "1 + 1?", "completion": "2"}], r"prompt: string, completion: string.*lists of \{role, content\}"),
+        ([{"prompt": "1 + 1?", "completion": "2"}], r"prompt: string, completion: string.*\(\{role, content\} lists"),
         ([{"text": "1 + 1 = 2"}], "prompt: missing, completion: missing"),
         ([{"messages": ["1 + 1?"]}], "messages: list"),
     ],

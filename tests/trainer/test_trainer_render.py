@@ -190,12 +190,44 @@ def test_a_stop_token_spelled_in_a_reply_is_refused(chatml: render.Renderer) -> 
         chatml.encode([row(completion=[{"role": "assistant", "content": "<think>\na\n</think>\n\n<|im_end|>8"}])])
 
 
-@pytest.mark.parametrize(
-    "changes", [{"prompt": []}, {"completion": []}, {"completion": [{"role": "user", "content": "8"}]}]
-)
+ANSWER = {"role": "assistant", "content": "8"}
+SHAPES: list[dict[str, Any]] = [
+    {"prompt": []}, {"prompt": None}, {"prompt": [None]}, {"prompt": [{"role": "user", "content": None}]},
+    {"prompt": [{"role": None, "content": "7 + 1?"}]}, {"prompt": [{"role": "user", "content": 8}]},
+    {"completion": []}, {"completion": None}, {"completion": [None]}, {"completion": [ANSWER, ANSWER]},
+    {"completion": [{"role": "user", "content": "8"}]}, {"completion": [ANSWER | {"content": None}]},
+    {"completion": [ANSWER | {"content": ""}]}, {"completion": [ANSWER | {"content": 8}]},
+    {"completion": [ANSWER | {"reasoning_content": "thoughts that nothing would train"}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
 def test_a_row_of_another_shape_is_refused(chatml: render.Renderer, changes: dict[str, Any]) -> None:
     with pytest.raises(RenderError, match="one assistant message"):
         chatml.encode([row(**changes)])
+
+
+def test_null_keys_of_a_message_are_none(chatml: render.Renderer) -> None:
+    nulls = {"tool_calls": None, "reasoning_content": None}
+    prompt = [turn | nulls for turn in row()["prompt"]]
+    assert chatml.encode([row(prompt=prompt, completion=[ANSWER | nulls])]) == chatml.encode([row(completion=[ANSWER])])
+
+
+def test_a_pad_token_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
+    path = save_student(tmp_path / "m", train_tokenizer(CHATML))
+    tokenizer = train_tokenizer(CHATML)
+    tokenizer.add_special_tokens({"pad_token": "<new>"})
+    tokenizer.save_pretrained(path)
+    with pytest.raises(ModelError, match=r"Token \d+ is past the model's last of"):
+        render.Renderer(path, "m").encode([row()])
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "generation_config.json"])
+def test_a_torn_file_of_the_model_is_refused(tmp_path: Path, name: str) -> None:
+    path = save_student(tmp_path / "m", train_tokenizer(CHATML))
+    (path / name).write_text("{", encoding="utf-8")
+    with pytest.raises(ModelError, match="m is not a model with a tokenizer"):
+        render.Renderer(path, "m")
 
 
 def make(tmp_path: Path, template: str | None, **tokens: Any) -> render.Renderer:

@@ -1,6 +1,5 @@
 """A run that is killed with SIGKILL, again and again, ends with the very bits of one that was not."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -54,14 +53,6 @@ def until_killed(paths: tuple[Path, Path, Path], overrides: tuple[str, ...], lif
     sys.addaudithook(hook)
     go(*paths, *overrides)
     counted.write_text(str(seen[0]))
-
-
-@pytest.fixture(scope="module")
-def spawner() -> Any:
-    """Processes forked from one that has imported everything and runs no threads."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainer.train", "peft"])
-    return context
 
 
 def live(spawner: Any, *arguments: Any) -> int | None:

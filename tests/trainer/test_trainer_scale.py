@@ -4,7 +4,6 @@ import json
 import os
 import re
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from trainer_toys import edit_manifest, save_student, stage_rows, write_release
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trainer import plan, train
+from trainer import cli, plan, train
 from trainer.errors import RecipeError, ReleaseError
 
 EXCUSED = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21.2
@@ -135,44 +134,58 @@ def test_the_plan_estimates_memory_and_time_by_the_formula(student: Path, releas
     assert line(PEFT)["state_bytes"] == parameters * 4
 
 
-def launch(release: Path, student: Path, output: Path, *overrides: str) -> list[subprocess.Popen[str]]:
+def rank(argv: list[str], shared: dict[str, str], number: str, said: Path) -> None:
+    os.environ |= shared | {"RANK": number, "LOCAL_RANK": number}
+    torch.set_num_threads(1)
+    sys.argv = ["trainer", *argv]
+    with said.open("w", encoding="utf-8") as sys.stdout:
+        cli.main()
+
+
+def launch(spawner: Any, release: Path, student: Path, output: Path, *overrides: str) -> list[Any]:
     """The run in two processes over gloo, as `accelerate launch` starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    arguments = ["run", "--dataset", release, "--model", student, "--output", output, "--recipe", "smoke"]
-    command = [sys.executable, "-W", "ignore", "-m", "trainer.cli", *map(str, arguments), "--json"]
-    command += ["defaults.per_device_train_batch_size=2", "defaults.num_train_epochs=2", *overrides]
-    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    return [
-        subprocess.Popen(command, env=shared | {"RANK": rank, "LOCAL_RANK": rank}, text=True, stdout=-1, stderr=-1)
-        for rank in "01"
+    arguments = ["run", "--dataset", release, "--model", student, "--output", output, "--recipe", "smoke", "--json"]
+    command = [
+        *map(str, arguments),
+        "defaults.per_device_train_batch_size=2",
+        "defaults.num_train_epochs=2",
+        *overrides,
     ]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    said = [output.with_suffix(f".{number}") for number in "01"]
+    ranks = [spawner.Process(target=rank, args=(command, shared, path.suffix[1:], path)) for path in said]
+    for process in ranks:
+        process.start()
+    return ranks
 
 
-def finish(ranks: list[subprocess.Popen[str]]) -> str:
+def finish(ranks: list[Any], output: Path) -> str:
     """What the first process prints; the other prints nothing."""
-    (out, err), (silent, _) = (process.communicate(timeout=200) for process in ranks)
-    assert [process.returncode for process in ranks] == [0, 0], err
-    assert silent == ""
-    return out
+    for process in ranks:
+        process.join(200)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    assert output.with_suffix(".1").read_text() == ""
+    return output.with_suffix(".0").read_text()
 
 
 @pytest.mark.faults
 def test_two_processes_killed_in_each_stage_end_with_the_bits_of_two_that_were_not(
-    student: Path, release: Path, tmp_path: Path
+    spawner: Any, student: Path, release: Path, tmp_path: Path
 ) -> None:
     each_step = ("defaults.save_strategy=steps", "defaults.save_steps=1", "defaults.save_total_limit=2")
-    finish(launch(release, student, tmp_path / "whole", *each_step))
+    finish(launch(spawner, release, student, tmp_path / "whole", *each_step), tmp_path / "whole")
     for checkpoint in (".1-low-temperature.partial/checkpoint-4", ".2-high-temperature.partial/checkpoint-2"):
-        ranks = launch(release, student, tmp_path / "out", *each_step)
+        ranks = launch(spawner, release, student, tmp_path / "out", *each_step)
         while not (tmp_path / "out" / checkpoint).exists():
-            assert {process.poll() for process in ranks} == {None}, "it ended before it could be killed"
+            assert {process.exitcode for process in ranks} == {None}, "it ended before it could be killed"
             time.sleep(0.001)
         for process in reversed(ranks):
             process.kill()
-            process.communicate()
-    out = finish(launch(release, student, tmp_path / "out", *each_step))
+            process.join()
+    out = finish(launch(spawner, release, student, tmp_path / "out", *each_step), tmp_path / "out")
     assert [stage["trained"] for stage in json.loads(out)["stages"]] == [False, True]
     for whole in (path for path in (tmp_path / "whole").glob("*-*/*") if path.is_file()):
         again = tmp_path / "out" / whole.relative_to(tmp_path / "whole")
@@ -180,9 +193,9 @@ def test_two_processes_killed_in_each_stage_end_with_the_bits_of_two_that_were_n
 
 
 def test_two_processes_give_the_loss_of_one_with_the_same_global_batch(
-    student: Path, release: Path, tmp_path: Path
+    spawner: Any, student: Path, release: Path, tmp_path: Path
 ) -> None:
-    out = finish(launch(release, student, tmp_path / "two"))
+    out = finish(launch(spawner, release, student, tmp_path / "two"), tmp_path / "two")
     assert json.loads(out)["final"] == str(tmp_path / "two" / "final")
 
     one = go(

@@ -137,6 +137,30 @@ def test_thoughts_are_opened_once(made: Student) -> None:
     assert text.index(THOUGHT) > 0 and text.count(THOUGHT) == 1
 
 
+TAGS = {
+    "in the thoughts": ("a </think> b", "8"),
+    "in the answer": ("a", "no </think> here"),
+    "in both": ("a</think>", "</think>"),
+}
+TAGS |= {
+    "as a release ends thoughts": ("a\n</think>\n\nb", "8"),
+    "no thoughts": ("", "8"),
+    "white space": ("\ta ", "8 \n"),
+}
+
+
+@pytest.mark.parametrize(("thought", "answer"), TAGS.values(), ids=TAGS)
+def test_thoughts_and_answers_may_speak_of_the_tag(made: Student, thought: str, answer: str) -> None:
+    ((ids, masked),) = made.renderer.encode([row([ASKED], f"<think>\n{thought}\n</think>\n\n{answer}")])
+    text = made.renderer.tokenizer.decode(ids[masked:-1], skip_special_tokens=False)
+    if made.renderer.final:
+        header = "<|end|><|start|>assistant<|channel|>final<|message|>"
+        assert text == f"<|channel|>analysis<|message|>{thought.strip()}{header}{answer}"
+    else:
+        opened = "<think>\n" * (not made.renderer.opening.endswith("<think>\n"))
+        assert text == f"{opened}{thought}\n</think>\n\n{answer}"
+
+
 CASES = {"no thoughts": "It is 8.", "no answer": "<think>\nso", "thoughts and nothing": "<think>\nso\n</think>\n\n"}
 
 
