@@ -120,19 +120,13 @@ class Steps:
 
     def _resample(self, prompts: "Prompts", tally: Tally) -> "Resampled":
         """Verify, and ask more where too few replies are correct; counts into `tally`. A spent budget is no error."""
-        from builder.generate import send
         from builder.resample import add, resample
         from builder.wire import Wire
 
         wire = Wire(self.recipe.require_teacher(), self.recipe.generation, "teacher")
 
         def ask(what: str, wanted: "list[Request]") -> Tally:
-            run, recipe, shard = self.run, self.recipe, self.shard
-            with self._watched(what, len(wanted)) as progress:
-                budget, number = self._budget(), len(wanted)
-                brought = send(run, recipe, wire, wanted, number, shard=shard, progress=progress, budget=budget)
-            run.event(what, asdict(brought))
-            return brought
+            return self._ask(what, wire, wanted, len(wanted), self._budget())
 
         def verify() -> None:
             self._verdicts()
@@ -217,13 +211,19 @@ class Steps:
 
     def _send(self, what: str, wire: "Wire", requests: "list[Request]") -> Tally:
         """Send what is not stored, with progress. Raises as `_settle`."""
+        tally = self._ask(what, wire, requests, len(requests), self._budget() if wire.role in PAID_ROLES else None)
+        self._settle(what, tally, strict=False)
+        return tally
+
+    def _ask(
+        self, what: str, wire: "Wire", requests: "Iterable[Request]", number: int, budget: "Budget | None"
+    ) -> Tally:
         from builder.generate import send
 
-        budget = self._budget() if wire.role in PAID_ROLES else None
-        with self._watched(what, len(requests)) as progress:
-            tally = send(self.run, self.recipe, wire, requests, len(requests), progress=progress, budget=budget)
+        with self._watched(what, number) as progress:
+            run, recipe, shard = self.run, self.recipe, self.shard
+            tally = send(run, recipe, wire, requests, number, shard=shard, progress=progress, budget=budget)
         self.run.event(what, asdict(tally))
-        self._settle(what, tally, strict=False)
         return tally
 
     def score(self, *, retry: bool = False) -> "ScoreResult":
@@ -289,14 +289,10 @@ class Steps:
             self.run.event("judge", asdict(judged))
 
     def _ask_judge(self, what: str, wire: "Wire", requests: "Iterable[Request]", number: int) -> Tally:
-        from builder.generate import send
         from builder.judge_cost import judge_budget
 
         budget = judge_budget(self.run, self.recipe, self.limits.cost, self.limits.tokens)
-        with self._watched(what, number) as progress:
-            run, recipe, shard = self.run, self.recipe, self.shard
-            tally = send(run, recipe, wire, requests, number, shard=shard, progress=progress, budget=budget)
-        self.run.event(what, asdict(tally))
+        tally = self._ask(what, wire, requests, number, budget)
         if tally.set_aside and not tally.done:
             raise EndpointError(
                 f"{what}: {wire.name} answered none of {number:,} requests; last: {tally.last_error}. Where the "
