@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from copy import deepcopy
 from functools import cache, reduce
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -22,8 +22,16 @@ PACKAGED = {path.stem: path for path in sorted((Path(__file__).parent / "recipes
 KEYS = {"base": str, "defaults": dict, "stages": dict}
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 KINDS = {"sft": SFTConfig, "grpo": GRPOConfig, "reward": RewardConfig}
-# Our own for sft stages. mask_prefix: what the student wrote of a mixed row carries no loss; peft: a LoraConfig.
-OURS = {"mask_prefix": bool, "peft": dict}
+# Our own. mask_prefix: what the student wrote of a mixed row carries no loss; peft: a LoraConfig; rewards: name to
+# weight; reward_models: name to stage or directory; scores: which reward a preference model is for.
+OURS: dict[str, Settings] = {
+    "sft": {"mask_prefix": bool, "peft": dict},
+    "grpo": {"rewards": dict[str, float | int | None], "reward_models": dict[str, str | None], "peft": dict},
+    "reward": {"scores": Literal["helpfulness", "harmlessness"], "peft": dict},
+}
+OWN = {name for names in OURS.values() for name in names}
+# Where TRL has a default that would cut rows or rollouts, a recipe has to say how long they may be.
+LENGTHS = {"sft": ("max_length", 1024), "reward": ("max_length", 1024), "grpo": ("max_completion_length", 512)}
 ARGUMENTS = yaml.safe_load((Path(__file__).parent / "arguments.yaml").read_text(encoding="utf-8"))
 
 
@@ -69,16 +77,17 @@ def settle(recipe: Recipe, stages: Iterable[Stage], schedule: Iterable[Stage]) -
         asked = {} if stage.epochs is None else {"num_train_epochs": stage.epochs}
         for layer in (asked, recipe.stages.get(stage.kind, {}), own):
             settings |= {name: merged(settings.get(name), value) for name, value in layer.items()}
-        window = settings.get("max_length", 0)  # null only without packing
-        if stage.kind == "sft" and (window == 0 or (window is None and settings.get("packing"))):
-            raise RecipeError(f"Stage {stage.name}: set defaults.max_length: TRL cuts at 1,024, packing needs one.")
+        name, cut = LENGTHS[stage.kind]
+        window = settings.get(name, 0)  # null only without packing, and for rows alone
+        if window == 0 or (window is None and (settings.get("packing") or stage.kind == "grpo")):
+            raise RecipeError(f"Stage {stage.name}: set defaults.{name}: TRL cuts at {cut:,}, packing needs one.")
         if settings.get("packing_strategy") == "wrapped":
             raise RecipeError(f"Stage {stage.name}: packing_strategy wrapped cuts rows and lets them see each other.")
         whole = settings.get("bf16") is False or settings.get("fp16")  # TRL would always load in float32
         dtype = {"dtype": "float32" if whole else "bfloat16"}
         settings["model_init_kwargs"] = dtype | (settings.get("model_init_kwargs") or {})
         # Our own when empty are the default: the same stage as one trained without a word of them.
-        settled[stage.name] = {name: value for name, value in settings.items() if value or name not in OURS}
+        settled[stage.name] = {name: value for name, value in settings.items() if value or name not in OWN}
     return settled
 
 
@@ -131,7 +140,7 @@ def arguments(kind: str) -> Settings:
     if kind not in KINDS:
         return {name: wanted for each in KINDS for name, wanted in arguments(each).items()}
     found = {field.name: field.type for field in dataclasses.fields(KINDS[kind]) if not field.name.startswith("_")}
-    return found | (OURS if kind == "sft" else {})
+    return found | OURS[kind]
 
 
 def check(settings: Any, kind: str, where: str) -> None:

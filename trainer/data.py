@@ -18,8 +18,14 @@ UNREAD = ("data/candidates/", "data/logprobs/")  # stay on the Hub
 # Columns that training reads, with Arrow types that serve: messages with keys of their own are JSON to `datasets`.
 MESSAGES = r"(large_)?list<.*: (struct<(?=.*\brole: )(?=.*\bcontent: )|extension<arrow.json>).*"
 NUMBER = r"u?int\d+"
+TEXT = "(large_)?string"
 TURNS, PREFIX = {"prompt": MESSAGES, "completion": MESSAGES}, {"prefix_chars": NUMBER}  # what a student wrote
-COLUMNS = TURNS | {"position": NUMBER, "response_id": "(large_)?string"}
+COLUMNS = {
+    "sft": TURNS | {"position": NUMBER, "response_id": TEXT},
+    "grpo": {"prompt": MESSAGES, "position": NUMBER}
+    | dict.fromkeys(("solution", "gold_type", "verifier", "language", "domain"), TEXT),
+    "reward": {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES, "position": NUMBER},
+}
 
 
 class File(BaseModel):
@@ -83,14 +89,14 @@ def check_stage(release: Release, stage: Stage, mask_prefix: bool = False, held_
     if held_out and not held:
         told = f"{release.source} has no data/{stage.config}/validation-*.parquet, which eval_strategy asks for"
         raise ReleaseError(f"{told}. Choose a release with held-out prompts.")
-    schemas = {path: pq.read_schema(path) for path in files + held if stage.kind == "sft"}
+    schemas = {path: pq.read_schema(path) for path in files + held}
     for path, schema in (schemas | ({release.root: plain["train"].features.arrow_schema} if plain else {})).items():
-        needed = ({"messages": MESSAGES} if "messages" in schema.names else TURNS) if plain else COLUMNS
+        needed = ({"messages": MESSAGES} if "messages" in schema.names else TURNS) if plain else COLUMNS[stage.kind]
         needed = needed | (PREFIX if mask_prefix else {})
         found = {name: str(schema.field(name).type) if name in schema.names else "missing" for name in needed}
         if wrong := [f"{name}: {kind}" for name, kind in found.items() if not re.fullmatch(needed[name], kind)]:
-            told = f"{path} has wrong columns: {', '.join(wrong)}. It needs prompt, completion ({{role, content}} lists"
-            raise ReleaseError(f"{told}), position, response_id, prefix_chars to mask; without a manifest messages do.")
+            told = f"{path} has wrong columns: {', '.join(wrong)}. It needs {', '.join(needed)}, turns as lists of"
+            raise ReleaseError(f"{told} {{role, content}}; without a manifest messages do. Build it again.")
     trained = [path for other in release.manifest.schedule for path in release.files(other.config)] if held else []
     if both := values(held, "prompt_id") & values(trained, "prompt_id"):
         raise ReleaseError(f"{len(both)} prompts held out of {stage.name} are trained on, as {min(both)}: split anew.")
@@ -101,14 +107,17 @@ def values(files: list[Path], column: str) -> set[Any]:
     return {value for path in files for value in pq.ParquetFile(path).read([column]).to_pydict().get(column, ())}
 
 
-def read(release: Release, config: str, mask_prefix: bool = False, split: str = "train") -> Iterator[list[Any]]:
+def read(
+    release: Release, config: str, mask_prefix: bool = False, split: str = "train", kind: str = "sft"
+) -> Iterator[list[Any]]:
     """Rows of a config in file order, a bounded batch at a time; with `prefix_chars` only to mask prefixes."""
+    columns = [*COLUMNS[kind], *(PREFIX if mask_prefix else ())]
     for path in release.files(config, split):
-        for batch in pq.ParquetFile(path).iter_batches(512, columns=[*COLUMNS, *(PREFIX if mask_prefix else ())]):
+        for batch in pq.ParquetFile(path).iter_batches(512, columns=columns):
             yield batch.to_pylist()
     number = 0
-    for columns in release.plain[split].iter(512) if release.plain else ():
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    for held in release.plain[split].iter(512) if release.plain else ():
+        rows = [dict(zip(held, values, strict=True)) for values in zip(*held.values(), strict=True)]
         for row in rows:
             number, turns = number + 1, row.get("messages") or []
             row.update({"prompt": turns[:-1], "completion": turns[-1:]} if "messages" in row else {})

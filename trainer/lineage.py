@@ -46,7 +46,7 @@ def weights_sha256(directory: Path) -> str:
 
 def read(directory: Path) -> Record | None:
     """The record of a finished stage, None where there is none."""
-    record: Record | None = _json(directory / RECORD)
+    record: Record | None = content(directory / RECORD)
     if directory.exists() and not (isinstance(record, dict) and {"weights_sha256", "settings"} <= record.keys()):
         raise StageError(f"{directory} is no stage of ours: it has no whole {RECORD}. Choose another --output.")
     return record
@@ -62,14 +62,14 @@ def differences(record: Record, wanted: Record) -> list[str]:
 
 def start(partial: Path, wanted: dict[str, Any]) -> Path | None:
     """Keep of an unfinished stage what the very same one can go on from: its newest whole checkpoint, else None."""
-    if (before := _json(partial / STARTED)) is None or differences(before, wanted):
+    if (before := content(partial / STARTED)) is None or differences(before, wanted):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         (partial / STARTED).write_text(json.dumps(wanted), encoding="utf-8")
     found = sorted(partial.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
     # The first process writes trainer_state.json last, each one its random state, and these only beside an optimizer.
     states = {path: sum(map(is_zipfile, path.glob("rng_state*"))) for path in found}
-    whole = [path for path in found if states[path] == wanted["processes"] and _json(path / "trainer_state.json")]
+    whole = [path for path in found if states[path] == wanted["processes"] and content(path / "trainer_state.json")]
     for path in {*found} - {*whole}:
         shutil.rmtree(path)
     return whole[-1] if whole else None
@@ -109,7 +109,7 @@ def push(repo: str, directory: Path) -> str:
         raise StageError(f"{told}. Check HF_TOKEN and the name, then rerun: nothing is trained again.") from error
 
 
-def _json(path: Path) -> Any:
+def content(path: Path) -> Any:
     """What a file holds, None where it is missing or torn."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))

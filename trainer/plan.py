@@ -1,18 +1,19 @@
 """What a run will do, decided once for `trainer plan` and `trainer run`."""
 
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from trl import SFTConfig  # type: ignore[attr-defined]
+from peft import LoraConfig
+from transformers import integrations
 
-from trainer import config, data, lineage, render, schedule
-from trainer.errors import StageError
+from trainer import config, data, lineage, render, rewards, schedule
+from trainer.errors import ModelError, RecipeError, ReleaseError, StageError
 from trainer.lineage import Record
 from trainer.schedule import Stage
 
-DEFAULTS = "per_device_train_batch_size gradient_accumulation_steps num_train_epochs max_steps learning_rate packing"
 FLOPS = 4e14  # a second and device: 40 % of the 989 TFLOP/s that an H100 has in bfloat16
 
 
@@ -33,11 +34,31 @@ class Job:
         for stage in self.stages:
             masks = self.settings[stage.name].get("mask_prefix", False)
             data.check_stage(self.release, stage, masks, len(self.splits(stage)) > 1)
-            if stage.kind != "sft" and stage in self.asked:
-                told = f"Stage {stage.name} is of kind {stage.kind}; this version trains sft stages only"
-                raise StageError(f"{told}. Stop before it with --until STAGE, or choose another dataset.")
         self.base = lineage.resolve_base(model, model_revision, weights)
         self.renderer = render.Renderer(self.base.path, self.base.name)
+        for stage in self.asked:
+            self.check(stage)
+
+    def check(self, stage: Stage) -> None:
+        """Refuse what reinforcement learning cannot have, before anything is trained."""
+        if any(other.kind == "reward" and other.name == stage.init for other in self.stages):
+            raise ReleaseError(f"Stage {stage.name} starts from {stage.init}, a reward model, which writes nothing.")
+        if stage.kind != "sft" and (self.renderer.final or "<think>" in self.renderer.tokenizer.all_special_tokens):
+            told = f"Stage {stage.name}: {self.base.name} marks thoughts by special tokens, which TRL's rollouts lose"
+            raise ModelError(f"{told}, so no reward could tell them from the answer. Choose another model.")
+        for name, directory in self.reward_models(stage).items():
+            if name not in rewards.PREFERENCES or not (directory.is_dir() or directory.parent == self.output):
+                told = f"{directory} is neither a stage of kind reward in this dataset nor a directory"
+                raise RecipeError(f"stages.{stage.name}.reward_models.{name}: {told}, for helpfulness or harmlessness.")
+        if stage.kind == "grpo":
+            rewards.functions(self.settings[stage.name], stage.name)
+
+    def reward_models(self, stage: Stage) -> dict[str, Path]:
+        """Directories of the preference models that a grpo stage uses; an earlier stage's name stands for its own."""
+        stages = {other.name: self.output / other.directory for other in self.stages if other.kind == "reward"}
+        settings = self.settings[stage.name]
+        wanted = {name: str(where) for name, where in (settings.get("reward_models") or {}).items() if where}
+        return {name: stages.get(where, Path(where)) for name, where in wanted.items()}
 
     def initial(self, stage: Stage) -> Path:
         earlier = (self.output / other.directory for other in self.stages if other.name == stage.init)
@@ -61,6 +82,9 @@ def identity(job: Job, stage: Stage) -> Record:
     known |= {"settings": job.settings[stage.name], "dropped_rows": None if job.drop_too_long else 0}
     known |= {"tokenizer_sha256": data.sha256_in(job.base.path, *lineage.TOKENIZER)}
     known |= {"base_revision": job.base.revision if weights is None and stage.init == "base" else None}
+    models = job.reward_models(stage).values()
+    hashes = [lineage.weights_sha256(path) for path in models if path.is_dir()]
+    known |= {"reward_models_sha256": hashes if len(hashes) == len(models) else None} if models else {}
     return known | {"initial_weights_sha256": weights}
 
 
@@ -93,12 +117,77 @@ def notes(job: Job, stage: Stage) -> list[str]:
 
 def rendered(job: Job, stage: Stage, folder: Path) -> list[tuple[Any, dict[str, int]]]:
     """Rows of each split as tokens below `folder`, rendered unless they are there, with their counts."""
-    found, settings = [], job.settings[stage.name]
+    found, settings, places = [], job.settings[stage.name], job.renderer.places
+    limit, most = settings.get("max_length"), "max_length"
+    if stage.kind == "grpo":  # what the model's places leave for the prompt
+        longest = settings["max_completion_length"]
+        limit, most = places and places - longest, f"what max_completion_length {longest:,} leaves of {places} places,"
     for split in job.splits(stage):
-        rows = data.read(job.release, stage.config, settings.get("mask_prefix", False), split)
-        path, how = folder / f"{stage.directory}.{split}.arrow", {"limit": settings["max_length"]}
-        found.append(render.tokens(rows, job.renderer, path, stage=stage.name, drop=job.drop_too_long, **how))
+        rows = data.read(job.release, stage.config, settings.get("mask_prefix", False), split, stage.kind)
+        path, thoughts = folder / f"{stage.directory}.{split}.arrow", settings.get("scores") == "harmlessness"
+        how: Record = {"stage": stage.name, "kind": stage.kind, "limit": limit, "most": most, "thoughts": thoughts}
+        found.append(render.tokens(rows, job.renderer, path, drop=job.drop_too_long, **how))
     return found
+
+
+def arguments(job: Job, stage: Stage) -> Any:
+    """The stage's settings as TRL takes them. Raises RecipeError with TRL's own words where it refuses them."""
+    settings: Record = {"disable_tqdm": job.quiet or not sys.stderr.isatty(), "logging_nan_inf_filter": False}
+    settings |= {name: value for name, value in job.settings[stage.name].items() if name not in config.OWN}
+    settings |= {"output_dir": str(job.output / f".{stage.directory}.partial"), "train_sampling_strategy": "sequential"}
+    if stage.kind == "grpo":
+        weights = [*rewards.weights(job.settings[stage.name]).values()]
+        settings = {"use_vllm": _has_vllm()} | settings | {"shuffle_dataset": False, "reward_weights": weights}
+    else:
+        settings["eos_token"] = job.renderer.added_stop
+    if stage.kind == "sft":
+        settings["dataset_kwargs"] = {"skip_prepare_dataset": not settings.get("packing", False)}  # all else is ours
+    try:
+        LoraConfig(**job.settings[stage.name].get("peft", {}))
+        args = config.KINDS[stage.kind](**settings)
+        for report in integrations.get_reporting_integration_callbacks(args.report_to):  # type: ignore
+            report()  # says so where its package is not installed
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise RecipeError(f"Stage {stage.name}: TRL refuses the settings: {error}") from error
+    if stage.kind == "grpo" and args.save_strategy == "steps":
+        _check_checkpoints(stage, args)
+    return args
+
+
+def _has_vllm() -> bool:
+    """Whether rollouts come from vLLM where a recipe does not say: where it is installed and has a GPU."""
+    import torch
+    from trl.import_utils import is_vllm_available
+
+    return torch.cuda.is_available() and is_vllm_available()
+
+
+def _check_checkpoints(stage: Stage, args: Any) -> None:
+    """A killed stage goes on as if it had not been only from between two rollouts, and from where the reference model
+    is the policy itself: a checkpoint keeps neither rollouts nor reference."""
+    served = -(-args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)
+    told, every = f"Stage {stage.name}: save_steps {args.save_steps:g} is no multiple of", args.ref_model_sync_steps
+    if args.save_steps % served:
+        raise RecipeError(f"{told} the {served} steps that one rollout serves: a run that goes on would differ.")
+    if args.sync_ref_model and (args.save_steps % every or args.ref_model_mixup_alpha != 1):
+        why = f"{told} ref_model_sync_steps {every}, or ref_model_mixup_alpha {args.ref_model_mixup_alpha} is not 1"
+        raise RecipeError(
+            f"{why}: a run that goes on would have another reference. Change them, or save_strategy to no."
+        )
+
+
+def samples(args: Any, rows: int) -> tuple[int, list[str]]:
+    """Rows, or replies to prompts, that an epoch trains on, and what to know. Raises RecipeError where it is none."""
+    if not hasattr(args, "generation_batch_size"):
+        return rows, []
+    prompts = args.generation_batch_size // args.num_generations
+    if rows < prompts:
+        told = f"{rows:,} prompts do not fill a batch of rollouts, which takes {prompts:,}"
+        asked = f"generation_batch_size {args.generation_batch_size:,} / num_generations {args.num_generations}"
+        raise RecipeError(f"{told} ({asked}). Lower it, or the batch that it is made of.")
+    left = rows % prompts
+    note = f"the last {left:,} prompts of each epoch's order do not fill a batch of {prompts:,} and are left out of it"
+    return rows // prompts * args.generation_batch_size * args.num_iterations, [note] * (left > 0)
 
 
 def report(job: Job, counts: dict[str, dict[str, int]]) -> Record:
@@ -113,25 +202,34 @@ def _line(job: Job, stage: Stage, counts: dict[str, int]) -> Record:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    settings = {name: getattr(SFTConfig, name) for name in DEFAULTS.split()} | job.settings[stage.name]
-    warnings, samples, window = notes(job, stage), counts["rows"], counts["longest"]
-    epochs, batch = settings["num_train_epochs"], settings["per_device_train_batch_size"]
+    args = arguments(job, stage)
+    number, more = samples(args, counts["rows"])
+    warnings, window, tokens = notes(job, stage) + more, counts["longest"], counts["tokens"]
+    epochs, batch = args.num_train_epochs, args.per_device_train_batch_size
     if dropped := counts["dropped_rows"]:
-        warnings += [f"{dropped:,} rows exceed max_length {settings['max_length']:,} and are left out"]
-    if settings["packing"]:
-        window, samples = settings["max_length"], -(-counts["tokens"] // settings["max_length"])  # if all filled up
+        warnings += [f"{dropped:,} rows are too long and are left out"]
+    if getattr(args, "packing", False):
+        window, number = args.max_length, -(-tokens // args.max_length)  # if all filled up
         warnings += ["packing: order holds between blocks of 1,000 rows, not inside; steps are at least these"]
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    steps = schedule.optimizer_steps(samples, epochs, batch * processes, settings["gradient_accumulation_steps"])
-    asked = settings["max_steps"] if settings["max_steps"] > 0 else steps
+    steps = schedule.optimizer_steps(number, epochs, batch * processes, args.gradient_accumulation_steps)
+    asked = args.max_steps if args.max_steps > 0 else steps
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(job.base.path))  # type: ignore[no-untyped-call]
-    text, size = model.config.get_text_config(), 4 if settings["model_init_kwargs"]["dtype"] == "float32" else 2
-    again = settings.get("activation_checkpointing", settings.get("gradient_checkpointing", True))
-    work = model.num_parameters() * counts["tokens"] * epochs * asked / steps
-    state = model.num_parameters() * size * (1 if settings.get("peft") else 4)
+    text, size = model.config.get_text_config(), 4 if args.model_init_kwargs["dtype"] == "float32" else 2
+    own = job.settings[stage.name]
+    again = own.get("activation_checkpointing", own.get("gradient_checkpointing", True))
+    passes, copies = (8 if again else 6), 1 if own.get("peft") else 4
+    if stage.kind == "grpo":  # each reply is written, and read by the reference, before it is trained on
+        window, tokens = window + args.max_completion_length, number * (window + args.max_completion_length)
+        passes, copies = passes + 2 + 2 * (args.beta > 0), copies + (args.beta > 0)
+        warnings += [
+            f"hours are for replies of {args.max_completion_length:,} tokens, the most; shorter ones take less"
+        ]
+    work = model.num_parameters() * tokens * epochs * asked / steps
     activation = window * batch * text.hidden_size * text.num_hidden_layers * size * (1 if again else 17)
     line: Record = {"state": "done" if held(job, stage) else "to train", "directory": str(job.output / stage.directory)}
-    line |= {"settings": job.settings[stage.name], "learning_rate": settings["learning_rate"], "warnings": warnings}
-    line |= {"steps": asked, "epochs": epochs, "state_bytes": state, "activation_bytes": activation}
-    return stage.model_dump(by_alias=True) | counts | line | {"device_hours": (8 if again else 6) * work / FLOPS / 3600}
+    line |= {"settings": own, "learning_rate": args.learning_rate, "warnings": warnings}
+    line |= {"steps": asked, "epochs": epochs, "state_bytes": model.num_parameters() * size * copies}
+    line |= {"activation_bytes": activation, "device_hours": passes * work / FLOPS / 3600}
+    return stage.model_dump(by_alias=True) | counts | line

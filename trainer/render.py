@@ -1,4 +1,4 @@
-"""Rows to tokens and labels: template(prompt) + completion + end of turn, as inference prompts and stops."""
+"""Rows to what a trainer takes: template(prompt) + completion + end of turn, as inference prompts and stops."""
 
 import re
 from collections.abc import Iterable
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
@@ -15,8 +14,15 @@ from trainer.errors import ModelError, ReleaseError, RenderError
 
 Row = dict[str, Any]
 IGNORED = -100  # the label that the loss skips
-TOKENS = [("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))]
-SCHEMA = pa.schema([*TOKENS, ("trained", pa.int32()), ("position", pa.int64()), ("response_id", pa.string())])
+IDS, TURNS = pa.list_(pa.int32()), pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+GRPO: Row = {"prompt": TURNS} | dict.fromkeys(("solution", "gold_type", "verifier", "language", "domain"), pa.string())
+# What the trainer of each kind takes, and what is only read here: length and trained are tokens.
+GIVEN: dict[str, Row] = {
+    "sft": {"input_ids": IDS, "labels": IDS},
+    "reward": {"chosen_ids": IDS, "rejected_ids": IDS},
+    "grpo": GRPO,
+}
+READ: Row = {"length": pa.int32(), "trained": pa.int32(), "position": pa.int64(), "response_id": pa.string()}
 OPEN, CLOSE, PROBE = "<think>", "</think>", "qzxv"  # the last stands for an answer: no template knows it
 
 
@@ -35,6 +41,7 @@ class Renderer:
         for missing in (what for what in has if has[what] is None):
             raise ModelError(f"{name} has no {missing}: how to prompt or end is unknown. Choose an instruct model.")
         self.vocabulary, stops = model.vocab_size, ends.eos_token_id
+        self.places: int | None = getattr(model, "max_position_embeddings", None)
         self.stops = frozenset([stops] if isinstance(stops, int) else stops or [])
         template: Any = self.tokenizer.apply_chat_template
         turn = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": PROBE}]
@@ -60,6 +67,12 @@ class Renderer:
         """The end of turn where the model's files do not stop at it; those of checkpoints will."""
         return None if self.end[-1] in self.stops else str(self.tokenizer.convert_ids_to_tokens(self.end[-1]))
 
+    @property
+    def begun(self) -> str:
+        """What the generation prompt has opened of the thoughts, `<think>` and what follows it, else nothing."""
+        _, opened, words = self.opening.rpartition(OPEN)
+        return opened + words if opened and CLOSE not in words else ""
+
     def warnings(self) -> list[str]:
         stop = f"the template ends a turn with {self.added_stop}, where the model's files do not stop; checkpoints will"
         pad = f"no pad token: batches are padded with {self.tokenizer.eos_token}, whose labels stay set by hand"
@@ -67,22 +80,59 @@ class Renderer:
 
     def texts(self, row: Row) -> tuple[str, str]:
         """Prompt text as inference sends it, and the completion text that follows it."""
-        reply, sides = f"Reply {row['response_id']}", [row["prompt"] or (), row["completion"] or ()]
-        # Null keys go: templates would print them, or take them for given.
-        turns, said = ([{key: turn[key] for key in turn or () if turn[key] is not None} for turn in s] for s in sides)
-        asked = all({"role"} < turn.keys() and isinstance(turn.get("content", ""), str) for turn in turns)
-        words: Any = said[0].get("content") if said else None
-        if not (turns and asked and said == [{"role": "assistant", "content": words}] and str(words) == words != ""):
+        reply, words = f"Reply {row['response_id']}", spoken(row["completion"])
+        prompt = self.prompted(row["prompt"], reply)
+        if not words:
             raise RenderError(f"{reply} is not a prompt and one assistant message of mere text. Build it again.")
-        try:
-            prompt = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except Exception as error:
-            raise RenderError(f"{reply}: the chat template refuses the prompt: {error}.") from error
         text, problem = self._after(words)
         if problem or not prompt.endswith(self.opening):
             told = f"{reply} {problem or 'has another prompt'}, but the chat template's prompt ends in {self.opening!r}"
             raise RenderError(f"{told}: no inference could yield it. Choose another model or drop such replies.")
         return prompt, text
+
+    def prompted(self, messages: Any, reply: str) -> str:
+        """The prompt as inference sends it; `reply` names the row in errors."""
+        turns = plain(messages)
+        if not turns or not all({"role"} < turn.keys() and isinstance(turn.get("content", ""), str) for turn in turns):
+            raise RenderError(f"{reply} is not a prompt and one assistant message of mere text. Build it again.")
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        except Exception as error:
+            raise RenderError(f"{reply}: the chat template refuses the prompt: {error}.") from error
+
+    def judged(self, prompts: list[Any], contents: list[str], thoughts: bool) -> list[list[int]]:
+        """Token ids of what a preference model reads: prompt and answer, between them the `thoughts` if asked, end of
+        turn. A think block that the template opens belongs to the reply, so it is there with its thoughts alone."""
+        texts = []
+        for messages, content in zip(prompts, contents, strict=True):
+            asked = self.prompted(messages, "A prompt that is to be judged").removesuffix(self.begun)
+            _, closed, answer = content.rpartition(CLOSE)
+            answer = answer if closed or OPEN not in content else ""  # thoughts that never end have no answer
+            texts.append(asked + (content if thoughts else answer.lstrip()))
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        return [[*one, *self.end] for one in ids]
+
+    def columns(self, kind: str, rows: list[Row], thoughts: bool) -> dict[str, list[Any]]:
+        """What a trainer takes of rows, by column, with their lengths in tokens and how many of these carry loss."""
+        if kind == "sft":
+            encoded = self.encode(rows)
+            known = {"length": [len(ids) for ids, _ in encoded], "trained": [len(ids) - n for ids, n in encoded]}
+            labels = [[IGNORED] * n + ids[n:] for ids, n in encoded]
+            return known | {"input_ids": [ids for ids, _ in encoded], "labels": labels}
+        if kind == "grpo":
+            texts = [self.prompted(row["prompt"], f"The prompt {row['response_id']}") for row in rows]
+            lengths = [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+            return {"length": lengths, "trained": [0] * len(rows), "prompt": [plain(row["prompt"]) for row in rows]}
+        sides = []
+        for side in ("chosen", "rejected"):
+            words = [spoken(row[side]) for row in rows]
+            for row in (row for row, said in zip(rows, words, strict=True) if not said):
+                raise RenderError(
+                    f"The {side} reply {row['response_id']} is no assistant message of text. Build again."
+                )
+            sides.append(self.judged([row["prompt"] for row in rows], words, thoughts))
+        lengths = [max(len(one), len(two)) for one, two in zip(*sides, strict=True)]
+        return {"length": lengths, "trained": lengths, "chosen_ids": sides[0], "rejected_ids": sides[1]}
 
     def encode(self, rows: list[Row]) -> list[tuple[list[int], int]]:
         """Token ids of each row and how many of them carry no loss: the prompt, and a prefix that is to be masked."""
@@ -127,30 +177,44 @@ class Renderer:
         return len(self.tokenizer(text[:chars], add_special_tokens=False)["input_ids"]) if written and chars > 0 else 0
 
 
+def plain(messages: Any) -> list[Row]:
+    """Messages without their null keys: templates would print them, or take them for given."""
+    return [{key: turn[key] for key in turn or () if turn[key] is not None} for turn in messages or ()]
+
+
+def spoken(messages: Any) -> str:
+    """The text of one assistant message, empty for anything else."""
+    said = plain(messages)
+    words: Any = said[0].get("content") if said else None
+    return words if isinstance(words, str) and said == [{"role": "assistant", "content": words}] else ""
+
+
 def tokens(
-    batches: Iterable[list[Row]], renderer: Renderer, path: Path, *, stage: str, limit: int | None, drop: bool
-) -> tuple[Dataset, dict[str, int]]:
-    """Rows as tokens and labels in the order of `position`, in an Arrow file at `path`, and their counts.
-    Rendered unless the file is there. Raises RenderError for more than `limit` tokens unless `drop`."""
+    batches: Iterable[list[Row]], renderer: Renderer, path: Path, *, stage: str, limit: int | None, drop: bool,
+    kind: str = "sft", most: str = "max_length", thoughts: bool = False,
+) -> tuple[Dataset, dict[str, int]]:  # fmt: skip
+    """Rows as their trainer takes them in the order of `position`, in an Arrow file at `path`, and their counts.
+    Rendered unless the file is there. Raises RenderError for more than `limit` tokens, `most` named, unless `drop`."""
+    schema = pa.schema(GIVEN[kind] | READ)
     if not path.exists():
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as stream:
-            for rows in batches:
-                encoded = renderer.encode(rows)
-                columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names}
-                columns |= {"input_ids": [ids for ids, _ in encoded], "trained": [len(ids) - n for ids, n in encoded]}
-                columns |= {"labels": [[IGNORED] * n + ids[n:] for ids, n in encoded]}
-                stream.write_batch(pa.RecordBatch.from_pydict(columns, SCHEMA))
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
+            for batch in batches:
+                rows = [{"response_id": f"at position {row['position']}"} | row for row in batch]
+                columns: Any = {name: [row.get(name) for row in rows] for name in schema.names}
+                columns |= renderer.columns(kind, rows, thoughts)
+                stream.write_batch(pa.RecordBatch.from_pydict(columns, schema))
     dataset = Dataset.from_file(str(path))
-    positions, trained = dataset.data["position"], dataset.data["trained"].to_numpy()
-    lengths = pc.list_value_length(dataset.data["input_ids"]).to_numpy()
+    positions, trained, lengths = (dataset.data[name] for name in ("position", "trained", "length"))
+    trained, lengths = trained.to_numpy(), lengths.to_numpy()
     if positions.null_count or len(positions.unique()) < len(positions):
         raise ReleaseError("`position` is null or repeated in some rows: their order is undefined. Build it again.")
     kept = lengths <= (limit or lengths.max())
     if (dropped := int((~kept).sum())) and not (drop and kept.any()):
         named = f"longest {lengths.max():,} tokens, first {dataset[int(kept.argmin())]['response_id']}"
-        told = f"Stage {stage}: {dropped:,} of {len(kept):,} rows exceed max_length {limit:,} ({named}). Cut they would"
+        told = f"Stage {stage}: {dropped:,} of {len(kept):,} rows exceed {most} {limit:,} ({named}). Cut they would"
         raise RenderError(f"{told} teach to stop in mid-thought: raise it, drop them by a rule or by --drop-too-long.")
     order = positions.to_numpy().argsort()
     counts = {"rows": int(kept.sum()), "dropped_rows": dropped, "longest": int(lengths[kept].max())}
     counts |= {"tokens": int(lengths[kept].sum()), "trained_tokens": int(trained[kept].sum())}
-    return dataset.select(order[kept[order]]).select_columns(["input_ids", "labels"]), counts
+    given = [*GIVEN[kind], *["position"] * (kind == "grpo")]
+    return dataset.select(order[kept[order]]).select_columns(given), counts

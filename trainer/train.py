@@ -1,6 +1,7 @@
 """Train every stage of a release in order, one TRL trainer each, skipping what --output already holds."""
 
 import math
+import re
 import shutil
 import sys
 import time
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
-from torch.utils.data import Sampler, SequentialSampler
-from transformers import PrinterCallback, TrainerCallback, integrations
-from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, TrainerCallback
+from trl import RewardTrainer, SFTTrainer  # type: ignore[attr-defined]
+from trl.trainer.callbacks import SyncRefModelCallback
 
-from trainer import config, lineage, plan, render, schedule
-from trainer.errors import RecipeError, StageError
+from trainer import config, lineage, plan, reinforce, render, rewards, schedule
+from trainer.errors import StageError, TrainerError
 from trainer.lineage import Record
 from trainer.schedule import Stage
 
@@ -24,12 +26,21 @@ Finished = namedtuple("Finished", "stage directory trained weights_sha256 train_
 PACKAGES = ("tempered", "torch", "transformers", "trl", "accelerate", "datasets", "tokenizers")
 ADVICE = config.ARGUMENTS["failures"]
 EVERY_S = 30.0  # between two lines where there is no terminal
+KEPT = re.compile(
+    r"reward|accuracy$|margin$|kl$|entropy$|frac_reward_zero_std$|completions/(mean_length|clipped_ratio)$"
+)
+SHOWN = {  # of what TRL logs, by kind
+    "sft": [("loss", "loss", ".3f")],
+    "grpo": [("reward", "reward", ".3f"), (rewards.EARNED("accuracy"), "accuracy", ".1%"),
+             ("completions/mean_length", "tokens", ".0f")],
+    "reward": [("loss", "loss", ".3f"), ("accuracy", "accuracy", ".1%")],
+}  # fmt: skip
 
 
 def run(job: plan.Job) -> list[Finished]:
     """Train the job's stages into its output, going on where an earlier run stopped. Raises TrainerError."""
     # Whatever can be refused is refused before the first step, too long rows included.
-    arguments = {stage.name: trl_arguments(job, stage) for stage in job.asked}
+    arguments = {stage.name: plan.arguments(job, stage) for stage in job.asked}
     missing = [stage for stage in job.stages if plan.held(job, stage) is None]
     folder, first = job.output / ".rendered", arguments[job.asked[0].name]
     with first.main_process_first(local=False):  # of several processes the first renders, the others read
@@ -37,6 +48,7 @@ def run(job: plan.Job) -> list[Finished]:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         rows = {stage.name: plan.rendered(job, stage, folder) for stage in missing}
+    left = {name: plan.samples(arguments[name], found[0][1]["rows"])[1] for name, found in rows.items()}
 
     # One stage after the other, each from the weights that its `init` names.
     finished: list[Finished] = []
@@ -47,12 +59,14 @@ def run(job: plan.Job) -> list[Finished]:
             with args.main_process_first(local=False):
                 checkpoint = lineage.start(Path(str(args.output_dir)), wanted | {"processes": args.world_size})
             begin = f"{rows[stage.name][0][1]['rows']:,} rows, from {checkpoint.name if checkpoint else stage.init}"
-            for line in [*plan.notes(job, stage), begin] if not job.quiet and args.process_index == 0 else ():
+            says = args.process_index == 0 and not job.quiet
+            for line in [*plan.notes(job, stage), *left[stage.name], begin] if says else ():
                 print(f"stage {stage.name}: {line}", file=sys.stderr, flush=True)
             try:
                 train_stage(job, stage, wanted, args, rows[stage.name], checkpoint)
             except Exception as error:
-                if not (advice := [text for words, text in ADVICE.items() if words in repr(error).lower()]):
+                advice = [text for words, text in ADVICE.items() if words in repr(error).lower()]
+                if isinstance(error, TrainerError) or not advice:
                     raise
                 raise StageError(f"Stage {stage.name} stopped: {advice[0]}. Work is kept: run it again.") from error
         done = plan.held(job, stage) or {}
@@ -66,35 +80,26 @@ def run(job: plan.Job) -> list[Finished]:
     return finished
 
 
-def trl_arguments(job: plan.Job, stage: Stage) -> SFTConfig:
-    """The stage's settings as TRL takes them. Raises RecipeError with TRL's own words where it refuses them."""
-    settings: Record = {"disable_tqdm": job.quiet or not sys.stderr.isatty(), "logging_nan_inf_filter": False}
-    settings |= {name: value for name, value in job.settings[stage.name].items() if name not in config.OURS}
-    settings["dataset_kwargs"] = {"skip_prepare_dataset": not settings.get("packing", False)}  # all else is ours
-    output_dir, eos_token = str(job.output / f".{stage.directory}.partial"), job.renderer.added_stop
-    try:
-        LoraConfig(**job.settings[stage.name].get("peft", {}))
-        args = SFTConfig(output_dir=output_dir, eos_token=eos_token, **settings)
-        for report in integrations.get_reporting_integration_callbacks(args.report_to):  # type: ignore
-            report()  # says so where its package is not installed
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        raise RecipeError(f"Stage {stage.name}: TRL refuses the settings: {error}") from error
-    return args
-
-
 def train_stage(job: plan.Job, stage: Stage, wanted: Record, args: Any, rows: list[Any], checkpoint: Any) -> None:
     """Train one stage or go on with it, and put its directory in place."""
     # TRL changes the tokenizer it is given: each stage starts from the base's own.
     tokenizer = render.Renderer(job.base.path, job.base.name).tokenizer
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     data: Record = dict(zip(("train_dataset", "eval_dataset"), (split for split, _ in rows), strict=False))
-    asked, partial = job.settings[stage.name].get("peft"), Path(args.output_dir)
-    peft = LoraConfig(task_type="CAUSAL_LM", **asked) if asked else None
-    trainer = ScheduledTrainer(str(job.initial(stage)), args, **data, processing_class=tokenizer, peft_config=peft)
+    settings, partial = job.settings[stage.name], Path(args.output_dir)
+    peft = LoraConfig(task_type=TASKS[stage.kind], **settings["peft"]) if settings.get("peft") else None
+    known: Record = {"args": args, "processing_class": tokenizer, "peft_config": peft, **data}
+    if stage.kind == "grpo":
+        tokenizer.padding_side, tokenizer.eos_token = "left", job.renderer.added_stop or tokenizer.eos_token
+        longest = rows[0][1]["longest"] + args.max_completion_length
+        models = job.reward_models(stage)
+        known["reward_funcs"] = reinforce.load(settings, stage.name, job.renderer, models, longest)
+        reinforce.rewind(partial, int(checkpoint.name.partition("-")[2]) if checkpoint else 0)
+    trainer: Any = TRAINERS[stage.kind](str(job.initial(stage)), **known)
     if peft and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise StageError(f"Stage {stage.name}: peft merges whole weights, so not with FSDP or DeepSpeed.")
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Progress(stage.name, says=args.disable_tqdm and not job.quiet))
+    trainer.add_callback(Progress(stage, trainer, says=args.disable_tqdm and not job.quiet))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     record = wanted | record_of(job, stage, rows[0][1], trainer)
     # What the last step breaks shows in its gradients alone.
@@ -115,11 +120,12 @@ def train_stage(job: plan.Job, stage: Stage, wanted: Record, args: Any, rows: li
     trainer.accelerator.free_memory()
 
 
-def record_of(job: plan.Job, stage: Stage, counts: dict[str, int], trainer: SFTTrainer) -> Record:
+def record_of(job: plan.Job, stage: Stage, counts: dict[str, int], trainer: Any) -> Record:
     """What `training.json` holds beside the stage's identity and its weights."""
     args, kept = trainer.args, ("step", "epoch", "loss", "learning_rate", "grad_norm")
     history: list[Record] = trainer.state.log_history
-    losses: list[Record] = [{key: entry.get(key) for key in kept} for entry in history if "loss" in entry]
+    steps = [entry for entry in history if "loss" in entry]
+    losses: list[Record] = [{key: entry.get(key) for key in kept} for entry in steps]
     held_out = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
     ends: list[int] = [0, *(entry["step"] for entry in losses)]
     total = sum(entry["loss"] * (entry["step"] - before) for before, entry in zip(ends, losses, strict=False))
@@ -127,41 +133,82 @@ def record_of(job: plan.Job, stage: Stage, counts: dict[str, int], trainer: SFTT
     known |= {"dataset": job.origin() | {"config": stage.config}, "base_model": job.base.name}
     known |= {"base_revision": job.base.revision, "base_weights_sha256": job.base.weights_sha256}
     known |= {"steps": trainer.state.global_step, "processes": args.world_size, "losses": losses, "held_out": held_out}
+    if stage.kind != "sft":
+        shown = {key for entry in steps for key in entry if KEPT.match(key)}
+        known["metrics"] = [{key: entry.get(key) for key in ("step", *sorted(shown))} for entry in steps]
+    if stage.kind == "grpo":
+        tried = reinforce.solved(Path(args.output_dir))
+        known |= {"prompts": tried, "signs": rewards.signs(history), "rollouts_by": "vllm" if args.use_vllm else "trl"}
+        for line in reinforce.advice(stage.name, tried, known["signs"]) if args.process_index == 0 else ():
+            print(line, file=sys.stderr, flush=True)
     known |= {"seeds": {"seed": args.seed, "data_seed": args.data_seed}, "train_loss": total / max(ends)}
     return known | {"packages": {package: version(package) for package in PACKAGES}}
 
 
-class EpochSampler(SequentialSampler):
-    """The schedule's order of the epoch that the trainer is in. Its own state says which: with several processes,
-    `set_epoch` does not reach a sampler whose first batches are skipped (accelerate 1.15)."""
+class EpochSampler(Sampler[int]):
+    """The schedule's order of the epoch that the trainer is in, for the places that TRL's sampler asks for, GRPO's some
+    of them again and again. The trainer's state says which epoch: with several processes, `set_epoch` does not reach a
+    sampler whose first batches are skipped (accelerate 1.15)."""
 
-    def __init__(self, trainer: Any) -> None:
-        super().__init__(trainer.train_dataset)
-        self.trainer = trainer
+    def __init__(self, trainer: Any, places: Any) -> None:
+        self.trainer, self.places = trainer, places
+
+    def __len__(self) -> int:
+        return len(self.places)
 
     def __iter__(self) -> Iterator[int]:
         args, epoch = self.trainer.args, int(self.trainer.state.epoch or 0)
-        return iter(schedule.epoch_order(len(self), epoch, args.seed if args.data_seed is None else args.data_seed))
+        seed = args.seed if args.data_seed is None else args.data_seed
+        order = schedule.epoch_order(len(self.trainer.train_dataset), epoch, seed)
+        return (order[place] for place in self.places)
 
 
-class ScheduledTrainer(SFTTrainer):
-    """SFTTrainer that takes rows in the schedule's order instead of at random."""
+class InOrder:
+    """A TRL trainer that takes rows in the schedule's order; its own sampler runs through them one after another."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return EpochSampler(self)
+        return EpochSampler(self, super()._get_train_sampler(train_dataset))  # type: ignore[misc]
+
+
+class ScheduledTrainer(InOrder, SFTTrainer): ...
+
+
+class ScheduledGRPO(InOrder, reinforce.Rollouts): ...
+
+
+class ScheduledReward(InOrder, RewardTrainer): ...
+
+
+TRAINERS = {"sft": ScheduledTrainer, "grpo": ScheduledGRPO, "reward": ScheduledReward}
+TASKS = {"sft": "CAUSAL_LM", "grpo": "CAUSAL_LM", "reward": "SEQ_CLS"}
 
 
 class Progress(TrainerCallback):
-    """A plain line every 30 s where there is no bar; losses at each checkpoint and the end, or a restart loses them."""
+    """A plain line every 30 s where there is no bar; losses at each checkpoint and the end, or a restart loses them.
+    Signs of reward hacking as soon as they show. A resumed stage's reference model is its checkpoint."""
 
-    def __init__(self, stage: str, says: bool) -> None:
-        self.stage, self.says, self.shown = stage, says, time.monotonic()
+    def __init__(self, stage: Stage, trainer: Any, says: bool) -> None:
+        self.stage, self.trainer, self.says, self.shown, self.told = stage, trainer, says, time.monotonic(), False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if state.global_step and getattr(args, "sync_ref_model", False):
+            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            SyncRefModelCallback.sync_target_model(model, self.trainer.ref_model, 1.0)  # type: ignore[no-untyped-call]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         control.should_log |= control.should_save or state.global_step >= state.max_steps
         if self.says and state.is_world_process_zero and time.monotonic() - self.shown >= EVERY_S:
-            self.shown, losses = time.monotonic(), [entry["loss"] for entry in state.log_history if "loss" in entry]
-            said = f"stage {self.stage}: {state.global_step:,} of {state.max_steps:,} steps"
-            print(said, *(f"loss {loss:.3f}" for loss in losses[-1:]), file=sys.stderr, flush=True)
+            self.shown, last = time.monotonic(), [entry for entry in state.log_history if "loss" in entry][-1:]
+            said = f"stage {self.stage.name}: {state.global_step:,} of {state.max_steps:,} steps"
+            for entry in last:
+                known = [one for one in SHOWN[self.stage.kind] if entry.get(one[0]) is not None]
+                said += "".join(f", {word} {entry[key]:{form}}" for key, word, form in known)
+            print(said, file=sys.stderr, flush=True)
 
     on_epoch_end = on_step_end
+
+    def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        signs = rewards.signs(state.log_history) if self.stage.kind == "grpo" and not self.told else []
+        for sign in signs if state.is_world_process_zero else ():
+            print(f"stage {self.stage.name}: {sign}: a sign of reward hacking", file=sys.stderr, flush=True)
+        self.told |= bool(signs)

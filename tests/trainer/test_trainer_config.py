@@ -28,12 +28,12 @@ def test_packaged_recipe_settles_every_sft_stage(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", config.KINDS)
-def test_known_arguments_are_those_of_trl_and_our_own_for_sft(kind: str) -> None:
+def test_known_arguments_are_those_of_trl_and_our_own_of_that_kind(kind: str) -> None:
     import trl
 
     fields = dataclasses.fields({"sft": trl.SFTConfig, "grpo": trl.GRPOConfig, "reward": trl.RewardConfig}[kind])
     known = {field.name for field in fields if not field.name.startswith("_")}
-    assert set(config.arguments(kind)) - known == ({"mask_prefix", "peft"} if kind == "sft" else set())
+    assert set(config.arguments(kind)) - known == set(config.OURS[kind])
     assert known <= set(config.arguments(kind))
 
 

@@ -117,7 +117,7 @@ def test_false_is_the_default(student: Path, tmp_path: Path) -> None:
 def test_only_masking_needs_the_column(student: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     rows = [{name: value for name, value in row.items() if name != "prefix_chars"} | change for row in stage_rows(0, 2)]
     release = make_release(tmp_path / "v1", rows)
-    with pytest.raises(ReleaseError, match=r"prefix_chars: (missing|string).*prefix_chars to mask"):
+    with pytest.raises(ReleaseError, match=r"prefix_chars: (missing|string).*It needs .*prefix_chars"):
         prepare(release, student, tmp_path / "out", MASK)
     assert len(train.run(prepare(release, student, tmp_path / "out"))) == 2
 

@@ -109,7 +109,7 @@ def test_messages_may_have_keys_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"prompt": "1 + 1?", "completion": "2"}], r"prompt: string, completion: string.*\(\{role, content\} lists"),
+        ([{"prompt": "1 + 1?", "completion": "2"}], r"prompt: string, completion: string.*lists of \{role, content\}"),
         ([{"text": "1 + 1 = 2"}], "prompt: missing, completion: missing"),
         ([{"messages": ["1 + 1?"]}], "messages: list"),
     ],

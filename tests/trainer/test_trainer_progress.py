@@ -11,7 +11,7 @@ def test_elsewhere_than_on_a_terminal_the_first_process_says_a_line_now_and_then
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(train.time, "monotonic", lambda: clock[0])
-    shown = train.Progress("low-temperature", says=True)
+    shown = train.Progress(SimpleNamespace(name="low-temperature", kind="sft"), None, says=True)
     log = [{"loss": 0.5}, {"loss": 0.25}, {"eval_loss": 0.75}]
     state = SimpleNamespace(is_world_process_zero=first, global_step=0, max_steps=1200, log_history=log)
     control = SimpleNamespace(should_save=False, should_log=False)
@@ -19,5 +19,5 @@ def test_elsewhere_than_on_a_terminal_the_first_process_says_a_line_now_and_then
         clock[0], state.global_step = float(second), second * 10
         shown.on_step_end(None, state, control)
     assert not control.should_log
-    said = [f"stage low-temperature: {step} of 1,200 steps loss 0.250" for step in (300, 600)]
+    said = [f"stage low-temperature: {step} of 1,200 steps, loss 0.250" for step in (300, 600)]
     assert capsys.readouterr().err.splitlines() == (said if first else [])

@@ -166,14 +166,6 @@ def test_until_stops_after_a_stage(student: Path, release: Path, tmp_path: Path)
     assert (tmp_path / "out" / "final").readlink() == Path("1-low-temperature")
 
 
-@pytest.mark.parametrize("kind", ["grpo", "reward"])
-def test_other_kinds_are_refused_before_any_work(student: Path, release: Path, tmp_path: Path, kind: str) -> None:
-    edit_manifest(release, lambda manifest: manifest["schedule"][1].update(kind=kind))
-    with pytest.raises(StageError, match=f"high-temperature is of kind {kind}; this version trains sft stages only"):
-        go(release, student, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_finished_weights_are_never_overwritten(
     done: tuple[Path, Path, list[list[int]]], student: Path, tmp_path: Path
 ) -> None:

@@ -150,3 +150,24 @@ def edit_manifest(root: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     manifest = json.loads(path.read_text(encoding="utf-8"))
     change(manifest)
     path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def prompt_row(number: int, position: int, **changes: Any) -> dict[str, Any]:
+    """One grpo row with all columns of a release."""
+    row = {
+        "prompt": [{"role": "user", "content": f"{number} + 1?"}], "solution": str(number + 1), "gold_type": "integer",
+        "verifier": "math", "language": "en", "domain": "math", "position": position, "prompt_id": f"p{number}",
+    }  # fmt: skip
+    return row | changes
+
+
+def pair_row(number: int, position: int, **changes: Any) -> dict[str, Any]:
+    """One reward row with all columns of a release: an answer is preferred to none."""
+    thoughts = f"<think>\none more than {number}\n</think>\n\n"
+    row = {
+        "prompt": [{"role": "user", "content": f"{number} + 1?"}],
+        "chosen": [{"role": "assistant", "content": f"{thoughts}{number + 1}"}],
+        "rejected": [{"role": "assistant", "content": f"{thoughts}who knows"}],
+        "gap": 2.0, "position": position,
+    }  # fmt: skip
+    return row | changes
