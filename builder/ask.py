@@ -170,7 +170,7 @@ class Asker:
             attempt_id, body, latency_s = await self._answer(attempt, request, place, held, again=again)
             await _on_disk(self.journal.store(attempt_id, body, latency_s))
             try:
-                reply = parse(body, request.prefix)
+                reply = parse(body, request.prefix, self.wire.role)
             except EndpointError as error:
                 self._judge(request, place, error, again=again)
                 outcome = journals.FATAL if isinstance(error, FatalReply) else journals.RETRYABLE

@@ -1,7 +1,7 @@
 """Hard limits on what a run may spend: counted before a request is sent, with all that is in flight at its dearest."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -102,9 +102,14 @@ class Reservation:
 
 
 def open_budget(
-    run: Run, teacher: Teacher, max_cost: float | None, max_tokens: int | None, *, judge: Prices | None = None
+    run: Run,
+    teacher: Teacher,
+    max_cost: float | None,
+    max_tokens: int | None,
+    *,
+    others: Mapping[str, Prices | None] | None = None,
 ) -> Budget:
-    """A budget with what this run's replies took so far, votes of a judge at its prices.
+    """A budget with what this run's replies took so far; those of a role in `others` at its own prices.
 
     Raises UsageError for a limit on money without prices of the teacher.
     """
@@ -115,22 +120,23 @@ def open_budget(
         )
     budget = Budget(max_cost, max_tokens, teacher.prices)
     if max_cost is not None or max_tokens is not None:
-        budget.tokens, budget.cost = _used(run, budget, judge)
+        budget.tokens, budget.cost = _used(run, budget, others or {})
     return budget
 
 
-def _used(run: Run, budget: Budget, judge: Prices | None) -> tuple[int, float]:
+def _used(run: Run, budget: Budget, others: Mapping[str, Prices | None]) -> tuple[int, float]:
     """Tokens and USD of the replies that are paid by the recipe's prices, those read again by the teacher twice."""
     rescored = rescored_ids(run)
-    prompt = completion = again = voted = 0
-    votes = 0.0
+    prompt = completion = again = tokens_of_others = 0
+    cost_of_others = 0.0
     for _, rows in run.by_part("responses", ["response_id", "role", "prompt_tokens", "completion_tokens"]):
         for identity, role, sent, written in zip(*(column.to_pylist() for column in rows.itercolumns()), strict=True):
-            if role == "judge":
-                voted += (sent or 0) + (written or 0)
-                votes += Budget(prices=judge).price(sent or 0, written or 0)
+            if role in others:
+                tokens_of_others += (sent or 0) + (written or 0)
+                cost_of_others += Budget(prices=others[role]).price(sent or 0, written or 0)
             elif role in PAID_ROLES:
                 prompt += sent or 0
                 completion += written or 0
                 again += ((sent or 0) + (written or 0)) * (identity in rescored)
-    return prompt + completion + again + voted, budget.price(prompt + again, completion) + votes
+    tokens = prompt + completion + again + tokens_of_others
+    return tokens, budget.price(prompt + again, completion) + cost_of_others

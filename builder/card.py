@@ -80,9 +80,16 @@ def _inert(value: Any) -> Any:
 
 def _complete(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest with the keys that a release may lack."""
-    teacher = {"license": None, "tokenizer": None, **manifest["teacher"]}
+    teacher = manifest["teacher"] and {"license": None, "tokenizer": None, **manifest["teacher"]}
     student = manifest["student"] and {"system_prompt": None, **manifest["student"]}
-    absent: dict[str, Any] = {"withdrawn": [], "held_out": None, "quotas": [], "thinking": []}
+    absent: dict[str, Any] = {
+        "withdrawn": [],
+        "held_out": None,
+        "quotas": [],
+        "thinking": [],
+        "rewrite": None,
+        "reviews": None,
+    }
     return {**absent, **manifest, "teacher": teacher, "student": student}
 
 
@@ -93,6 +100,7 @@ def _context(manifest: Mapping[str, Any]) -> dict[str, Any]:
     repo = manifest["repo"] or "PATH/OF/THE/RELEASE"
     selector = manifest["selection"]["selector"]
     statistics = manifest.get("statistics")
+    is_of_prompts = all(stage["kind"] == "grpo" for stage in manifest["schedule"])
     return {
         "repo": repo,
         "pinned": bool(manifest["repo"]),
@@ -100,13 +108,14 @@ def _context(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "key": "-".join(re.findall(r"[a-z0-9.]+", f"{manifest['recipe_name']} {manifest['version']}".lower())),
         "configs": configs,
         "names": names,
+        "is_of_prompts": is_of_prompts,
         "first": manifest["schedule"][0]["config"],
         "columns": {kind: _columns(RELEASE_KINDS[kind]) for kind in sorted({e["kind"] for e in manifest["schedule"]})},
         "other_columns": {name: _columns(_OTHER_CONFIGS[name]) for name in names if name in _OTHER_CONFIGS},
         "conflicts": manifest.get("license_conflicts")
-        or license_conflicts(manifest["license"], manifest["prompts"], manifest["teacher"]),
+        or license_conflicts(manifest["license"], manifest["prompts"], manifest["teacher"], manifest.get("rewrite")),
         "selector": _sql_link(manifest, "selectors", selector)[0],
-        "is_by_divergence": Selection(rules=[], selector=selector).needs_logprobs,
+        "is_by_divergence": not is_of_prompts and Selection(rules=[], selector=selector).needs_logprobs,
         "funnel": [
             {**row, **dict(zip(("link", "sha256"), _sql_link(manifest, "rules", row["rule"]), strict=True))}
             for row in manifest["funnel"]
@@ -202,12 +211,13 @@ def _change(change: Mapping[str, Any]) -> str:
 
 def _front_matter(manifest: Mapping[str, Any]) -> dict[str, Any]:
     rows = sum(entry["rows"] for entry in manifest["schedule"])
+    tags = ["synthetic", "distillation", "reasoning-traces"] if manifest["teacher"] else ["reinforcement-learning"]
     return {
         **hub_license(manifest["license"]),
         "size_categories": [next((name for limit, name in _SIZES if rows < limit), "100M<n<1B")],
         "task_categories": ["text-generation"],
         "pretty_name": manifest["recipe_name"],
-        "tags": ["synthetic", "distillation", "reasoning-traces"],
+        "tags": tags,
         "configs": [
             {
                 "config_name": config["name"],

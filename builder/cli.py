@@ -25,6 +25,8 @@ from builder.options import (
 from builder.pairs_command import pairs
 from builder.publish_command import publish
 from builder.release_command import release
+from builder.review_command import review
+from builder.rewrite_command import rewrite
 from builder.verify_command import verify
 
 app = typer.Typer(
@@ -91,7 +93,7 @@ def plan(
 ) -> None:
     """Requests, tokens, money, disk, and what is paid for already. Sends nothing unless --pilot."""
     from builder.plan import make_plan
-    from builder.show import show_plan
+    from builder.show_plan import show_plan
 
     if pilot is not None:
         context.remember()
@@ -177,6 +179,8 @@ def score(
 
 recipe_command(app, options=BUDGET)(verify)
 recipe_command(app, options=("limit", *BUDGET, "allow_code"))(pairs)
+recipe_command(app, options=("limit", *BUDGET, "allow_code"))(rewrite)
+recipe_command(app, options=("allow_code",))(review)
 
 
 @app.command()
@@ -211,7 +215,8 @@ def select(
             import_dataset(context.run, context.recipe, context.reporter, dataset)
         context.steps.select()
         if by:
-            show_funnel_by(context.reporter, by, funnel_by(context.run, by))
+            ranked = "rewrite" if context.recipe.rewrite else "teacher"
+            show_funnel_by(context.reporter, by, funnel_by(context.run, by, ranked_role=ranked))
 
 
 app.command()(release)

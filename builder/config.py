@@ -13,6 +13,7 @@ from builder.identity import canonical_json, sha256_hex
 from builder.judge_config import Judge
 from builder.preference_config import Preference
 from builder.quota_config import Quotas
+from builder.rewrite_config import Rewrite
 from builder.section import Endpoint, Gold, Prices, PromptSource, Section
 
 _BY_DIVERGENCE = frozenset(
@@ -172,7 +173,7 @@ class Stage(Section):
     order_by: str | None = None
     quotas: Quotas | None = None
     think: str = "always"
-    epochs: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 class Benchmark(PromptSource):
@@ -278,6 +279,7 @@ class Recipe(Section):
     stages: dict[str, Stage] = {}
     mixed_policy: MixedPolicy | None = None
     preference: Preference | None = None
+    rewrite: Rewrite | None = None
     release: ReleaseSection = ReleaseSection()
 
     @field_validator("name")
@@ -324,6 +326,14 @@ class Recipe(Section):
     def _pairs_have_a_stage(self) -> "Recipe":
         if self.preference is not None:
             self.preference.check(self.stages, self.judge.votes if self.judge else None)
+        return self
+
+    @model_validator(mode="after")
+    def _rewrites_can_be_selected(self) -> "Recipe":
+        if self.rewrite is not None:
+            kinds = [stage.kind for stage in self.stages.values()]
+            needs, mixed = self.selection.needs_logprobs, self.mixed_policy is not None
+            self.rewrite.check(kinds, needs_logprobs=needs, is_mixed=mixed)
         return self
 
     def require_teacher(self) -> Teacher:
@@ -379,6 +389,15 @@ class Recipe(Section):
         self.require_judge()
         return self.preference
 
+    def require_rewrite(self) -> Rewrite:
+        """The rewrite section; UsageError where the recipe has none."""
+        if self.rewrite is None:
+            raise UsageError(
+                f"Recipe {self.name!r} has no `rewrite` section, so it does not say which model rewrites its replies. "
+                "Add one, for example rewrite: {model: deepseek-ai/DeepSeek-V3, endpoints: [{url: http://host:8000/v1}]}."
+            )
+        return self.rewrite
+
     def public_student(self) -> str | None:
         """The student's name without folders of this machine."""
         return _shown(self.student.model, self.student.revision) if self.student else None
@@ -404,11 +423,8 @@ class Recipe(Section):
                 del stage["quotas"]  # as for the judge, below
             if stage["think"] == "always":
                 del stage["think"]
-        if judge := resolved["judge"]:
-            judge.pop("endpoints")
-            judge["model"] = Path(judge["model"]).name if judge["model"].startswith(("/", "~")) else judge["model"]
-        else:
-            del resolved["judge"]  # recipes of before there was one keep their hash
+        for section in ("judge", "rewrite"):
+            _decisive_model(resolved, section)
         if resolved["preference"] is None:
             del resolved["preference"]  # likewise
         if resolved["teacher"]:
@@ -430,6 +446,15 @@ class Recipe(Section):
     def hash(self) -> str:
         """64 hex digits of `decisive()`."""
         return sha256_hex(canonical_json(self.decisive()))
+
+
+def _decisive_model(resolved: dict[str, Any], section: str) -> None:
+    """The section less endpoints and folders; without it, no key: recipes of before there was one keep their hash."""
+    asked = resolved.pop(section)
+    if asked:
+        model = asked["model"]
+        del asked["endpoints"]
+        resolved[section] = asked | {"model": Path(model).name if model.startswith(("/", "~")) else model}
 
 
 def _identity(name: str, *, is_pinned: bool) -> str:

@@ -24,7 +24,7 @@ from builder.selection_steps import Plan, rule_steps, selection_steps, table_of
 from builder.sqlcheck import check_expression, check_order
 from builder.sqlfile import SqlFile, Value
 from builder.sqlrun import Limits, run_steps
-from builder.stages import stages_with
+from builder.stages import needs_replies, stages_with
 from builder.staging import build_staging, is_staged, sources, staging_variables
 from builder.store import Run
 from builder.thinking import check_policies
@@ -78,12 +78,13 @@ def prepare(run: Run, recipe: Recipe, plan: Plan, *, allow_code: bool = False) -
     """Bring up to date what the plan reads; the number of replies whose features were computed now.
 
     Raises UsageError for Python that is not allowed and for quotas of unknown domains, TableError for a run without
-    replies or without the pairs that a stage is made of.
+    replies or without the pairs or rewrites that stages are made of.
     """
     if not allow_code:
         refuse_code(plan.files)
-    if not run.parts("responses"):
-        raise TableError(f"{run.root} holds no replies, so there is nothing to select from. Run builder generate.")
+    table, what = ("responses", "replies") if needs_replies(recipe) else ("prompts", "prompts")
+    if not run.parts(table):
+        raise TableError(f"{run.root} holds no {what}, so there is nothing to select from. Run builder generate.")
     check_domains(run, recipe)
     for name, stage in plan.stages.items():
         if stage.kind == "reward" and not run.read("pairs", ["prompt_id"]).height:
@@ -91,6 +92,11 @@ def prepare(run: Run, recipe: Recipe, plan: Plan, *, allow_code: bool = False) -
                 f"Stage {name!r} is of kind reward, but this run has no preference pairs (table pairs). Run builder "
                 "pairs, which asks the recipe's judge for them."
             )
+    if plan.ranks_rewrites and not run.rows("rewrites"):
+        raise TableError(
+            f"Recipe {recipe.name!r} selects rewrites, but this run has none (table rewrites). Run builder rewrite, "
+            "which asks the model of section `rewrite` for them; or say rewrite=null to select the replies themselves."
+        )
     rejections.drop_foreign(run)
     staged = staging_variables(recipe)
     new_features, missing = 0, run.rows("responses") - run.rows("features")
@@ -221,8 +227,12 @@ def plan_selection(recipe: Recipe, recipe_dir: Path | None = None, *, mixed: boo
         taken = {"min_gap": preference.min_gap, "equal_lengths": preference.equal_lengths}
         decides["preference"] = {preference_file.name: preference_file.sha256, "stage": preference.stage, **taken}
         variables |= {**taken, "preference_stage": preference.stage}
+    ranks_rewrites = recipe.rewrite is not None
+    if ranks_rewrites:
+        decides["ranks"] = "rewrites"
     identity = sha256_hex(canonical_json(decides))[:16]
-    return Plan(identity, rules, selector, stages, variables, tuple(warnings), mix, quota_file, preference_file)
+    files = (mix, quota_file, preference_file)
+    return Plan(identity, rules, selector, stages, variables, tuple(warnings), *files, ranks_rewrites)
 
 
 def _ranked_by(selector: SqlFile) -> str:

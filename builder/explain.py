@@ -24,8 +24,8 @@ from builder.sqlrun import Step, run_steps
 from builder.stages import is_mixed
 from builder.store import Run
 
-_RULED: Final = ("teacher", "mixed")
-"""Roles that rules judge; the selector ranks those of role teacher."""
+_RULED: Final = ("teacher", "mixed", "rewrite")
+"""Roles that rules judge; the selector ranks those of role teacher, or their rewrites."""
 _READ: Final = (
     "stg_responses", "stg_prompts", "stg_scores", "stg_features", "stg_verdicts", "stg_duplicates", "stg_contaminations"
 )  # fmt: skip
@@ -68,14 +68,18 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Place:
-    """One stage on one reply: what it wants, whether it takes the reply, its prompt or a pair of it, and at which
-    positions: those of the latest select, none where that had other settings."""
+    """One stage on one reply: what it wants, how many of its rows are the reply, its prompt or a pair of it, and at
+    which positions: those of the latest select, none where that had other settings."""
 
     stage: str
     kind: str
     where: str | None
-    is_taken: bool
+    rows: int
     positions: tuple[int, ...]
+
+    @property
+    def is_taken(self) -> bool:
+        return self.rows > 0
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,9 @@ class Explanation:
     `outcome` is one sentence. `reply` is its row of stg_responses, `prompt` that of stg_prompts; `prompt_verdicts`
     counts the teacher's replies to the prompt, the correct and the wrong ones; `score` and `verdict` are its row of
     stg_scores and the verdict that decides, empty where there is none; `rollouts` the rows of stg_rollouts that name
-    it. `candidates` are the teacher's replies to its prompt at its temperature, best first; empty for other roles.
-    `stored` says whether the latest select decided by the same settings: None before the first.
+    it, `rewrites` those of stg_rewrites. `candidates` are the teacher's replies to its prompt at its temperature, or
+    their rewrites where those are selected, best first; empty for other roles. `stored` says whether the latest select
+    decided by the same settings: None before the first.
     """
 
     response_id: str
@@ -100,6 +105,7 @@ class Explanation:
     candidates: tuple[Candidate, ...]
     places: tuple[Place, ...]
     rollouts: tuple[Mapping[str, Any], ...]
+    rewrites: tuple[Mapping[str, Any], ...]
     selector: str
     order: str
     keep: int
@@ -133,7 +139,7 @@ def explain(
     ids = {stored for (stored,) in rows_of(run, "select distinct selection_id from stg_selection")}
     return Explanation(
         response_id=identity,
-        outcome=_outcome(row, rules, beside, places, recipe, plan),
+        outcome=_outcome(row, rules, beside, places, recipe, plan, rows["rewrites"]),
         reply=row,
         prompt=rows["stg_prompts"][0] if rows["stg_prompts"] else {},
         prompt_verdicts=rows["prompt_verdicts"][0],
@@ -143,6 +149,7 @@ def explain(
         candidates=beside,
         places=places,
         rollouts=tuple(rows["rollouts"]),
+        rewrites=tuple(rows["rewrites"]),
         selector=plan.selector.name,
         order=recipe.selection.order,
         keep=recipe.selection.keep,
@@ -160,7 +167,9 @@ def _steps(plan: Plan, recipe: Recipe, me: str, known: Collection[str]) -> list[
         f"select * from stg_sentences {'semi join rivals using (response_id)' if needs_sentences else 'limit 0'}"
     )
     steps = [Step("rivals", RIVALS.format(me=quoted(me)), "rivals"), Step("sentences", sentences, "my_sentences")]
-    for step in selection_steps(plan, recipe, known, counts=False):
+    selected = selection_steps(plan, recipe, known, counts=False)
+    steps = [*(step for step in selected if step.into == "reply_numbers"), *steps]  # who is ranked, before rivals are
+    for step in (step for step in selected if step.into != "reply_numbers"):
         sql = step.sql
         if is_local and step.into in ("broken", "to_rank"):
             sql = f"select * from (\n{sql}\n) semi join rivals using (reply)"
@@ -233,8 +242,22 @@ def _places(run: Run, plan: Plan, held: list[dict[str, Any]]) -> tuple[Place, ..
     for name, stage in plan.stages.items():
         keys = [(name, row["grain_id"]) for row in held if row["stage"] == name]
         positions = tuple(sorted(stored[key] for key in keys if key in stored))
-        found.append(Place(name, stage.kind, stage.where, bool(keys), positions))
+        found.append(Place(name, stage.kind, stage.where, len(keys), positions))
     return tuple(found)
+
+
+def _kept(places: tuple[Place, ...], ranked: str) -> list[str]:
+    """Stages that take the reply, the last with its rank, then those that take it in pairs; in words."""
+    taken = [place for place in places if place.kind == "sft" and place.is_taken]
+    stages = [
+        f"stage {place.stage}{f' at position {place.positions[0]:,}' if place.positions else ''}" for place in taken
+    ]
+    pairs = [
+        f"{place.rows:,} {'pair' if place.rows == 1 else 'pairs'} of stage {place.stage}"
+        for place in places
+        if place.kind == "reward" and place.is_taken
+    ]
+    return [*stages[:-1], *(f"{last}{ranked}" for last in stages[-1:]), *pairs]
 
 
 def _outcome(
@@ -244,25 +267,34 @@ def _outcome(
     places: tuple[Place, ...],
     recipe: Recipe,
     plan: Plan,
+    rewrites: list[dict[str, Any]],
 ) -> str:
     """One sentence: kept where, or dropped by what."""
-    kept = [
-        f"{place.stage}{f' at position {place.positions[0]:,}' if place.positions else ''}"
-        for place in places
-        if place.kind == "sft" and place.is_taken
-    ]
     broken = [rule.rule_name for rule in rules if rule.is_broken]
     me = next((one for one in candidates if one.response_id == row["response_id"]), None)
-    if kept:
-        ranked = f", rank {me.rank} of {_ranked(candidates)}" if me is not None and me.rank is not None else ""
-        return f"kept: in stage {' and in stage '.join(kept)}{ranked}"
+    ranked = f", rank {me.rank} of {_ranked(candidates)}" if me is not None and me.rank is not None else ""
+    if kept := _kept(places, ranked):
+        return f"kept: in {' and in '.join(kept)}"
     if broken:
         return f"dropped: breaks {', '.join(broken)}"
     if row["role"] == "mixed":
         return "dropped: breaks no rule, but the mixed-policy stage does not take it"
     if me is None:
-        return f"not judged: replies of role {row['role']} are never selected"
+        return _not_ranked(row, plan, rewrites)
     return f"dropped: {_outranked(me, candidates, recipe, plan)}"
+
+
+def _not_ranked(row: Mapping[str, Any], plan: Plan, rewrites: list[dict[str, Any]]) -> str:
+    """A reply that breaks no rule and is not of those that the selector ranks."""
+    if not plan.ranks_rewrites or row["role"] not in ("teacher", "rewrite"):
+        return f"not judged: replies of role {row['role']} are never selected"
+    if row["role"] == "rewrite":
+        why = f"it is no rewrite ({rewrites[0]['outcome']})" if rewrites else "the latest builder rewrite took others"
+        return f"dropped: {why}"
+    if not rewrites:
+        return "dropped: rewrites are selected, and this reply was not rewritten"
+    ids = ", ".join(f"{one['response_id']} ({one['outcome']})" for one in rewrites)
+    return f"rewritten, not selected itself: {ids}"
 
 
 def _outranked(me: Candidate, candidates: tuple[Candidate, ...], recipe: Recipe, plan: Plan) -> str:

@@ -37,11 +37,12 @@ def check_grouping(by: Sequence[str]) -> None:
                              "temperature.")  # fmt: skip
 
 
-def funnel_by(run: Run, by: Sequence[str]) -> list[FunnelRow]:
+def funnel_by(run: Run, by: Sequence[str], *, ranked_role: str = "teacher") -> list[FunnelRow]:
     """Rows of sql/reports/funnel.sql for the stored selection, added up by the columns `by`; ordered by group, then
-    most broken rule first."""
+    most broken rule first. `ranked_role` is that of the replies which the selector ranked."""
     text = catalogue("reports")["funnel"].read_text(encoding="utf-8")
-    cells = [row for row in query(run.database, text).to_pylist() if row["temperature"] is not None]
+    found = query(run.database, text, {"ranked_role": ranked_role})
+    cells = [row for row in found.to_pylist() if row["temperature"] is not None]
     replies: dict[tuple[Any, ...], int] = {}
     sums: dict[tuple[tuple[Any, ...], str], list[int]] = {}
     for row in cells:

@@ -198,7 +198,7 @@ class _Generation:
         if names and model not in names:
             raise EndpointError(
                 f"{lane.endpoint.url} serves {', '.join(names[:5])}, not {model!r}. Nothing was sent. "
-                f"Set {self.wire.section}.model to the name that the server uses."
+                f"{self.wire.rename}"
             )
 
     async def _first_replies(self, asker: Asker, missing: Iterator[Request]) -> list[Request]:

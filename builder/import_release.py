@@ -25,6 +25,7 @@ from builder.import_run import SHARD, adopt, exclusive, forget, known_replies
 from builder.models import resolved_revision, student_id
 from builder.published import Published, read_text
 from builder.release_rows import fit
+from builder.rewrite_prompt import outcome_of
 from builder.rules import catalogue
 from builder.schema import CANDIDATE_ROLES, RELEASE_CANDIDATES, TABLES
 from builder.store import Run, write_text
@@ -129,8 +130,10 @@ class _Candidates:
         self.result.with_logprobs = len(held & seen)
         self._note()
         self.prompts.write()
-        forget(self.run, seen, ("logprobs", "scores", "verdicts"))  # what a crash left there without its reply
-        adopt(self.run, self.scratch, ("logprobs", "scores", "verdicts", "responses"))
+        forget(
+            self.run, seen, ("logprobs", "scores", "verdicts", "rewrites")
+        )  # what a crash left there without its reply
+        adopt(self.run, self.scratch, ("logprobs", "scores", "verdicts", "rewrites", "responses"))
         return self.result
 
     def _logprobs(self) -> set[str]:
@@ -160,6 +163,10 @@ class _Candidates:
         has_logprobs = pl.Series([one in held for one in rows["response_id"]], dtype=pl.Boolean)
         mode = pl.when(has_logprobs).then("logprobs_mode").alias("logprobs_mode")
         self._append("responses", rows.with_columns(mode))
+        rewrites = rows.filter(pl.col("role") == "rewrite", pl.col("prefix_response_id").is_not_null())
+        said = [outcome_of(row) for row in rewrites.iter_rows(named=True)]
+        linked = rewrites.with_columns(original_id="prefix_response_id", outcome=pl.Series(said, dtype=pl.String))
+        self._append("rewrites", linked)
         scored = rows.filter(pl.col("score_status").is_not_null(), pl.col("student_id").is_not_null()).rename(_SCORES)
         self.foreign_scores.update(map(str, scored["student_id"]))
         if self.is_same_student:

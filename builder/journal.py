@@ -89,7 +89,8 @@ part is gone, and that the user lets be asked again. Null: in flight, or lost.""
 class Attempt:
     """One request as it goes out. `request_key` is its identity, see `identity.request_key`.
 
-    `prefix` is the text that the reply goes on from, the beginning of reply `prefix_response_id`.
+    `prefix` is the text that the reply goes on from, the beginning of reply `prefix_response_id`; a rewrite
+    names the reply that it rewrites, and has none.
     """
 
     model: str
@@ -156,7 +157,8 @@ def bodies(path: Path, *, outcome: str | None, skip: Container[str] = ()) -> Ite
     with _reading(path) as connection:
         rows = connection.execute(
             "select a.attempt_id, received_at, latency_s, detail, model, revision, request_key, prompt_id, role,"
-            " temperature, sample_index, seed, max_tokens, endpoint, response_id, prefix"
+            " temperature, sample_index, seed, max_tokens, endpoint, response_id,"
+            " case when role <> 'rewrite' then prefix end"  # a rewrite names a reply and goes on from none
             " from attempts a join replies r using (attempt_id) left join prefixes using (request_key)"
             " where a.outcome is ? order by a.attempt_id",
             (outcome,),

@@ -95,10 +95,10 @@ class Journal:
                     time.time(),
                 ),
             )
-            if attempt.prefix is not None:
+            if attempt.prefix_response_id is not None:
                 connection.execute(
                     "insert or ignore into prefixes (request_key, response_id, prefix) values (?, ?, ?)",
-                    (attempt.request_key, attempt.prefix_response_id, attempt.prefix),
+                    (attempt.request_key, attempt.prefix_response_id, attempt.prefix or ""),
                 )
             return int(cursor.lastrowid or 0)
 

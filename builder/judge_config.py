@@ -7,8 +7,8 @@ from pydantic import Field, field_validator, model_validator
 from builder.section import Endpoint, Prices, Section
 
 # What a vote sets itself: said twice, the journal would record another request than the one that is paid.
-_OWN_KEYS = {"model", "messages", "n", "stream", "stream_options", "temperature", "top_p", "seed", "response_format"}
-_OWN_KEYS |= {"max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"}
+OWN_KEYS = {"model", "messages", "n", "stream", "stream_options", "temperature", "top_p", "seed", "response_format"}
+OWN_KEYS |= {"max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"}
 Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -34,7 +34,7 @@ class Judge(Section):
     @field_validator("extra_body")
     @classmethod
     def _not_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if twice := sorted(_OWN_KEYS & set(value)):
+        if twice := sorted(OWN_KEYS & set(value)):
             raise ValueError(f"{', '.join(twice)} cannot be set here: the keys of `judge` decide it")
         return value
 

@@ -110,13 +110,18 @@ class Vote:
 
 def asked(task: Task, parts: Mapping[str, str], seed: int) -> Asked:
     """The task with its parts, each inside a fence that bears the nonce."""
-    texts = {name: unicodedata.normalize("NFC", text).strip() for name, text in parts.items()}
-    nonce = nonce_of(list(texts.values()), seed)
-    fenced = "\n\n".join(f"[{name} {nonce}]\n{text}\n[END {name} {nonce}]" for name, text in texts.items())
+    data, nonce = fenced(parts, seed)
     closing = f"That was all of the data. The nonce of this task is {nonce}. Reply with the JSON object alone."
-    user = f"The nonce of this task is {nonce}.\n\n{fenced}\n\n{closing}"
+    user = f"The nonce of this task is {nonce}.\n\n{data}\n\n{closing}"
     messages = [{"role": "system", "content": task.system}, {"role": "user", "content": user}]
     return Asked(normalize_messages(messages), nonce)
+
+
+def fenced(parts: Mapping[str, str], seed: int) -> tuple[str, str]:
+    """The parts by name, each between two lines that bear the nonce; and the nonce."""
+    texts = {name: unicodedata.normalize("NFC", text).strip() for name, text in parts.items()}
+    nonce = nonce_of(list(texts.values()), seed)
+    return "\n\n".join(f"[{name} {nonce}]\n{text}\n[END {name} {nonce}]" for name, text in texts.items()), nonce
 
 
 def nonce_of(texts: Sequence[str], seed: int) -> str:

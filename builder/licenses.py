@@ -14,17 +14,22 @@ from builder.resources import resource
 
 
 def license_conflicts(
-    license_: str | None, sources: Iterable[Mapping[str, Any]], teacher: Mapping[str, Any] | None = None
+    license_: str | None,
+    sources: Iterable[Mapping[str, Any]],
+    teacher: Mapping[str, Any] | None = None,
+    rewriter: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """What sources ask and a release under `license_` does not give.
 
     One JSON-able {source, license, kind, reason} a source that has something against it. `sources` have keys `source`
-    and `license`, as `prompts` of a manifest; `teacher` has `model` and, where it is declared, `license`. Kinds
-    `non-commercial`, `share-alike` and `no-derivatives` are conflicts; `unknown` is what the table cannot judge.
+    and `license`, as `prompts` of a manifest; `teacher` and `rewriter` have `model` and, where it is declared,
+    `license`. Kinds `non-commercial`, `share-alike` and `no-derivatives` are conflicts; `unknown` is what the table
+    cannot judge.
     """
     asked = [(str(one["source"]), one["license"]) for one in sources]
-    if teacher is not None and teacher.get("license"):
-        asked.append((f"teacher {teacher['model']}", teacher["license"]))
+    for name, model in (("teacher", teacher), ("rewriting model", rewriter)):
+        if model is not None and model.get("license"):
+            asked.append((f"{name} {model['model']}", model["license"]))
     found = []
     for source, declared in dict.fromkeys(asked):
         kind, reason = _judge(declared, license_)

@@ -6,7 +6,7 @@ reward stage takes of them, without a request.
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,6 @@ from typing import Any, Final
 import polars as pl
 
 from builder.config import Recipe
-from builder.decision import in_sql, plan_selection, prepare
 from builder.errors import TableError, VerifyError
 from builder.identity import canonical_json, order_key, sha256_hex
 from builder.judge_answer import is_askable, judged_prompts
@@ -24,15 +23,9 @@ from builder.judge_known import answers_of
 from builder.judge_pairs import Pair, PairVerdict, PositionBias, pair_requests, position_bias, read_pair
 from builder.judge_prompt import PAIR, question_text
 from builder.release_rows import unplaced
-from builder.rules import catalogue, load_sql
-from builder.selection_steps import rule_steps
-from builder.sqlrun import Step, run_steps
 from builder.store import Run, columns_table
+from builder.whole_replies import whole_replies
 
-_WHOLE: Final = (
-    "select prompt_id, response_id from reply_numbers anti join broken_by using (reply) where role = 'teacher' "
-    "order by reply"
-)
 _SWAPPED: Final = {"one": "rejected", "two": "chosen"}
 _STRAIGHT: Final = {"one": "chosen", "two": "rejected"}
 
@@ -88,7 +81,7 @@ def choose_pairs(
     """
     preference = recipe.require_preference()
     version = pairs_version(recipe)
-    replies = _whole_replies(run, recipe, recipe_dir, allow_code=allow_code)
+    replies = whole_replies(run, recipe, recipe_dir, allow_code=allow_code)
     prompts = run.read("prompts", ["prompt_id", "messages"]).unique("prompt_id", keep="last", maintain_order=True)
     golds = judged_prompts(run).select("prompt_id", "gold")  # what verifiers read as gold is an answer there
     rows = (
@@ -174,19 +167,6 @@ def pairs_version(recipe: Recipe) -> str:
     requests = [[one.key, one.max_tokens] for one in pair_requests(judging, Pair("", "q", "r", "one", "two"))]
     model = f"{unplaced(section.model)}@{section.revision}" if section.revision else unplaced(section.model)
     return f"{sha256_hex(canonical_json(requests))[:8]} {model} {section.votes} votes at {section.temperature:g}"
-
-
-def _whole_replies(run: Run, recipe: Recipe, recipe_dir: Path | None, *, allow_code: bool) -> pl.DataFrame:
-    """prompt_id and response_id of the teacher's replies that break no rule of the recipe, in the order of the run."""
-    bare = recipe.model_copy(update={"stages": {}, "preference": None})  # a reward stage needs the pairs made here
-    any_selector = load_sql("selectors", catalogue("selectors")["random"])  # nothing is ranked
-    plan = replace(plan_selection(bare, recipe_dir), selector=any_selector)
-    prepare(run, bare, plan, allow_code=allow_code)
-    ready = in_sql(run, bare, plan)
-    steps = [replace(step, fetch=False) for step in rule_steps(ready.plan, bare, ready.there)]
-    steps.append(Step("whole replies", _WHOLE, "whole_replies", fetch=True))
-    found = run_steps(run.database, steps, plan.variables, given=ready.given)["whole_replies"]
-    return pl.DataFrame(found)
 
 
 def _compared(

@@ -18,12 +18,14 @@ from builder.show import (
     note,
     show_generated,
     show_mixed,
+    show_prompts,
     show_released,
     show_resampled,
     show_scored,
     show_selected,
     show_verified,
 )
+from builder.stages import needs_replies
 from builder.store import Run
 from builder.tally import MAX_TRIES, Tally
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from builder.release import Release
     from builder.requests import Request
     from builder.resample import Resampled
+    from builder.rewrite import RewriteResult
     from builder.score import ScoreResult
     from builder.selection import SelectionResult
     from builder.verify import VerifyResult
@@ -79,11 +82,15 @@ class Steps:
         if has_pairs:
             self.recipe.require_preference()
         self.generate(strict=False)
+        if self._asks_nobody():
+            return self.release(self.select())
         if self.recipe.student is not None:
             self.score()
         self.verify()
         if has_pairs:
             self.pairs()
+        if self.recipe.rewrite is not None:
+            self.rewrite()
         return self.release(self.select())
 
     def generate(self, *, strict: bool = True, forget_missing: bool = False) -> "tuple[Prompts, Tally]":
@@ -92,12 +99,16 @@ class Steps:
         With `generation.until_correct` replies are verified, and more asked where too few are correct, until none are.
         Requests that the endpoint refuses for good are an error too if `strict`, else a warning: nothing would mend it.
         Sealed replies that the tables lack are a TableError; `forget_missing` lets them be paid for again.
+        Without a teacher the prompts are read and nothing is asked, where no stage is made of replies.
         """
         from builder.generate import generate
         from builder.prompts import load_prompts, write_prompts
 
         prompts = load_prompts(self.recipe, limit=self.limit)
         write_prompts(self.run, prompts, limited=self.limit is not None)
+        if self._asks_nobody():
+            show_prompts(self.reporter, prompts)
+            return prompts, Tally()
         wanted = len(prompts.rows) * len(self.recipe.generation.temperatures) * self.recipe.generation.samples
         with self._watched("generate", wanted) as progress:
             tally = generate(
@@ -117,6 +128,9 @@ class Steps:
             show_resampled(self.reporter, self.recipe.generation, resampled)
         self._settle("generate", tally, strict=strict)
         return prompts, tally
+
+    def _asks_nobody(self) -> bool:
+        return self.recipe.teacher is None and not needs_replies(self.recipe)
 
     def _resample(self, prompts: "Prompts", tally: Tally) -> "Resampled":
         """Verify, and ask more where too few replies are correct; counts into `tally`. A spent budget is no error."""
@@ -142,10 +156,10 @@ class Steps:
 
     def _budget(self) -> "Budget":
         from builder.budget import open_budget
+        from builder.judge_cost import prices_of_others
 
-        judge = self.recipe.judge.prices if self.recipe.judge else None
         teacher, limits = self.recipe.require_teacher(), self.limits
-        return open_budget(self.run, teacher, limits.cost, limits.tokens, judge=judge)
+        return open_budget(self.run, teacher, limits.cost, limits.tokens, others=prices_of_others(self.recipe))
 
     @contextmanager
     def _watched(self, what: str, total: int) -> Iterator[Callable[[Tally], None]]:
@@ -325,6 +339,39 @@ class Steps:
         show_judged_pairs(self.reporter, result)
         run.event("pairs", asdict(result))
         return result
+
+    def rewrite(self) -> "RewriteResult":
+        """Ask the second model for rewrites of replies that break no rule, then score and verify what it wrote.
+
+        Raises UsageError without section `rewrite`, TableError where there is nothing to rewrite, EndpointError where
+        nothing is answered; as `_settle`, `score` and `verify` besides.
+        """
+        from builder.rewrite import choose_originals, rewrite
+        from builder.rewrite_show import show_answers, show_rewritten
+        from builder.rewrite_steps import rewrite_counts
+        from builder.staging import build_staging, staging_variables
+
+        run, recipe = self.run, self.recipe
+        chosen = choose_originals(run, recipe, recipe_dir=self.recipe_dir, allow_code=self.allow_code)
+        result = rewrite(run, recipe, chosen, self._ask_rewriter, limit=self.limit)
+        show_rewritten(self.reporter, result)
+        run.event("rewrite", asdict(result))
+        if recipe.student is not None:
+            self.score()
+        self.verify()
+        build_staging(run, staging_variables(recipe))
+        show_answers(self.reporter, rewrite_counts(run))
+        return result
+
+    def _ask_rewriter(self, what: str, wire: "Wire", requests: "Iterable[Request]", number: int) -> Tally:
+        from builder.judge_cost import rewrite_budget
+
+        budget = rewrite_budget(self.run, self.recipe, self.limits.cost, self.limits.tokens)
+        tally = self._ask(what, wire, requests, number, budget)
+        if tally.set_aside and not tally.done:
+            raise EndpointError(f"{what}: {wire.name} answered none of {number:,} requests; last: {tally.last_error}.")
+        self._settle(what, tally, strict=False)
+        return tally
 
     def select(self) -> "SelectionResult":
         """Run rules, selector and stages."""

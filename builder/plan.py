@@ -1,20 +1,21 @@
 """What a recipe would cost: requests, tokens, money, disk. Sends nothing."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import polars as pl
 
 from builder import journal
 from builder.config import Recipe
 from builder.errors import SourceError
-from builder.judge_known import MOST_KNOWN
+from builder.plan_later import PairVotes, judged_on_top, pair_votes, quota_rows
+from builder.plan_rewrites import PlannedRewrites, planned_rewrites
 from builder.prompts import Prompts, load_prompts
 from builder.requests import Need, need
 from builder.resample import bounds
 from builder.rescore import tokens_to_rescore
+from builder.stages import stages_with
 from builder.store import Run
-from builder.verify import JUDGE
 
 _JOURNAL_BYTES_PER_TOKEN = 24.0  # raw reply with logprobs, compressed; measured on vLLM bodies
 _RAW_BYTES = 200e6  # of the journal: a segment of raw replies that fills while the one before it is pruned
@@ -41,6 +42,8 @@ class Plan:
     many continuations by the teacher, come on top with `builder mix`; the `rescored_tokens`, of stored replies that
     the teacher reads again for their logprobs, with `builder score`. Rounds of `generation.until_correct` take at least
     `rounds_least` requests, which the estimates hold, and at most `rounds_most`: `…_most` are the estimates with those.
+    `pair_votes` come on top with `builder pairs`, `rewrites` with `builder rewrite`. `quota_rows` are rows that
+    quotas ask for, by stage and domain.
     """
 
     prompts: int
@@ -62,6 +65,9 @@ class Plan:
     rounds_most: int = 0
     completion_tokens_most: Interval | None = None
     cost_usd_most: Interval | None = None
+    pair_votes: PairVotes | None = None
+    quota_rows: dict[str, dict[str, int]] = field(default_factory=dict)
+    rewrites: PlannedRewrites | None = None
 
 
 def make_plan(
@@ -79,9 +85,10 @@ def make_plan(
     """
     warnings = _unpinned(recipe)
     prompts = _countable(recipe, limit, warnings)
-    warnings += _judged_on_top(recipe, prompts)
+    warnings += judged_on_top(recipe, prompts)
+    votes = pair_votes(run, recipe, prompts, limit=limit)
     if recipe.teacher is None:
-        return _without_teacher(prompts, warnings)
+        return _without_teacher(recipe, prompts, warnings, votes)
     stored, answered = journal.stored_replies(run.journal_dir), journal.answered_prompts(run.journal_dir)
     if isinstance(prompts, Prompts):
         warnings += prompts.notes
@@ -90,6 +97,8 @@ def make_plan(
     else:
         rows, duplicates, conflicts = prompts, 0, 0
         wanted = _declared_need(run, recipe, rows, stored)
+    quotas, too_many = quota_rows(recipe, rows)
+    warnings += too_many
     tokens, prompt_mean, replies = _measured(run, recipe)
     if tokens_per_reply is not None:
         tokens = Interval(tokens_per_reply, tokens_per_reply, tokens_per_reply)
@@ -117,28 +126,14 @@ def make_plan(
         rounds_most=most,
         completion_tokens_most=whole if most else None,
         cost_usd_most=_cost(recipe, whole, prompt_mean * with_rounds) if most else None,
+        pair_votes=votes,
+        quota_rows=quotas,
+        rewrites=planned_rewrites(run, recipe, rows, tokens.value if tokens else None),
     )
 
 
 def _times(each: Interval | None, number: int) -> Interval | None:
     return Interval(each.value * number, each.low * number, each.high * number) if each else None
-
-
-def _judged_on_top(recipe: Recipe, prompts: Prompts | int) -> list[str]:
-    """What a judge may be asked by `builder verify`, in words: how much verifiers leave open is not known before."""
-    if (judge := recipe.judge) is None:
-        return []
-    until = recipe.generation.until_correct
-    each = len(recipe.generation.temperatures) * (until.samples if until else recipe.generation.samples)
-    rows = prompts.rows if isinstance(prompts, Prompts) else []
-    unread = sum(bool(row["gold"]) and row["verifier"] in (None, JUDGE) for row in rows) * each
-    which = f"at most {unread:,} replies that no verifier reads, and " if unread else ""
-    price = f", at most ${judge.max_tokens * judge.prices.output / 1e6:.4f} of output each" if judge.prices else ""
-    tie = "" if judge.votes % 2 else " (as many for as against is no verdict)"
-    return [
-        f"builder verify asks the judge {judge.model} on top: {judge.votes} votes{tie}{price}, on {which}replies that "
-        f"verifiers leave open; and on at most {MOST_KNOWN} known answers, to try it"
-    ]
 
 
 def _hours(tokens: Interval | None, tokens_per_second: float | None) -> Interval | None:
@@ -147,9 +142,13 @@ def _hours(tokens: Interval | None, tokens_per_second: float | None) -> Interval
     return Interval(*(value / tokens_per_second / 3600 for value in (tokens.value, tokens.low, tokens.high)))
 
 
-def _without_teacher(prompts: Prompts | int, warnings: list[str]) -> Plan:
-    """A recipe that only releases prompts, for reinforcement learning: nothing is asked, nothing is paid."""
+def _without_teacher(recipe: Recipe, prompts: Prompts | int, warnings: list[str], votes: PairVotes | None) -> Plan:
+    """A recipe that releases prompts for reinforcement learning, or imported replies: no teacher is paid."""
     merged = prompts if isinstance(prompts, Prompts) else Prompts([], 0, 0, 0)
+    needs_replies = [name for name, stage in stages_with(recipe, is_mixed=False).items() if stage.kind != "grpo"]
+    made = "its stages are made of prompts"
+    if needs_replies:
+        made = f"stages {', '.join(needs_replies)} are made of replies that builder import brings"
     return Plan(
         prompts=len(merged.rows) if isinstance(prompts, Prompts) else prompts,
         duplicates=merged.duplicates,
@@ -161,7 +160,9 @@ def _without_teacher(prompts: Prompts | int, warnings: list[str]) -> Plan:
         at_most_usd=None,
         disk_bytes=None,
         measured_replies=0,
-        warnings=[*warnings, "the recipe names no teacher: nothing is asked, its stages are made of prompts"],
+        warnings=[*warnings, f"the recipe names no teacher, so none is asked: {made}"],
+        pair_votes=votes,
+        quota_rows=quota_rows(recipe, 0)[0],
     )
 
 

@@ -74,14 +74,15 @@ class _TextBody(msgspec.Struct):
 _text_decoder: Final = msgspec.json.Decoder(_TextBody)
 
 
-def parse(body: bytes, prefix: str | None = None) -> Reply:
+def parse(body: bytes, prefix: str | None = None, role: str = "teacher") -> Reply:
     """The whole reply in a body of status 200: what `parse_reply` reads, joined to the prefix where there is one.
 
     Chat completions bring the continuation split into reasoning and answer or in one text; text completions bring it
-    as the model wrote it, with think tags or harmony's markers. Raises as `parse_reply`.
+    as the model wrote it, with think tags or harmony's markers. Of role rewrite what the model itself thought is left
+    out. Raises as `parse_reply`.
     """
     if prefix is None:
-        return parse_reply(body)
+        return parse_reply(body, is_rewrite=role == "rewrite")
     begun = Prefix.of(prefix)
     try:
         given = _text_decoder.decode(body)

@@ -65,7 +65,7 @@ def _facts(manifest: Mapping[str, Any]) -> Facts:
     plain |= {("SQL", path): sha256 for path, sha256 in sorted(manifest["sql"].items())}
     for name in ("teacher", "student"):
         plain |= {(name, key): value for key, value in (manifest[name] or {}).items()}
-    plain |= {("sampling", name): value for name, value in sorted(manifest["sampling"].items())}
+    plain |= {("sampling", name): value for name, value in sorted((manifest["sampling"] or {}).items())}
     plain |= {
         ("mixed policy", name): manifest["mixed_policy"][name] for name in _MIX_SETTINGS if manifest["mixed_policy"]
     }

@@ -21,7 +21,7 @@ from builder.release_statistics import statistics
 from builder.rowset import hash_sum, rowset_hex
 from builder.schema import PAID_ROLES, TABLES
 from builder.selection import SelectionResult
-from builder.stages import is_mixed
+from builder.stages import is_mixed, needs_replies
 from builder.store import Run, check_schema
 
 FORMAT: Final = 1
@@ -40,16 +40,20 @@ def manifest_of(
     withdrawn: Sequence[str],
 ) -> dict[str, Any]:
     """What a release says but its version and what its files hold. `kept` is the run without what is withdrawn."""
-    teacher, student = recipe.require_teacher(), recipe.student
+    teacher = recipe.require_teacher() if needs_replies(recipe) else recipe.teacher
+    student = recipe.student
     hashes = {path: sha256_hex(text) for path, text in sorted(sql.items())}
     mixed = is_mixed(run, recipe)
     sources = prompt_sources(kept)
-    asked = {
-        "model": unplaced(teacher.model),
-        "revision": teacher.revision,
-        "tokenizer": unplaced(recipe.public_tokenizer() or teacher.model),
-        "license": teacher.license,
-    }
+    asked = None
+    if teacher is not None:
+        asked = {
+            "model": unplaced(teacher.model),
+            "revision": teacher.revision,
+            "tokenizer": unplaced(recipe.public_tokenizer() or teacher.model),
+            "license": teacher.license,
+        }
+    rewriter = rewrite_of(recipe, selected)
     return {
         "format": FORMAT,
         "build_id": build_id(run, recipe, hashes, withdrawn),
@@ -58,7 +62,7 @@ def manifest_of(
         "recipe_hash": recipe.hash(),
         "seed": recipe.generation.seed,
         "license": recipe.release.license,
-        "license_conflicts": license_conflicts(recipe.release.license, sources, asked),
+        "license_conflicts": license_conflicts(recipe.release.license, sources, asked, rewriter),
         "repo": recipe.release.repo,
         "withdrawn": list(withdrawn),
         "sql": hashes,
@@ -71,7 +75,7 @@ def manifest_of(
             "revision": resolved_revision(student.model, student.revision),
             "system_prompt": student.system_prompt,
         },
-        "sampling": recipe.generation.model_dump(mode="json"),
+        "sampling": recipe.generation.model_dump(mode="json") if teacher else None,
         "selection": {
             "selection_id": selected.selection_id,
             "order": recipe.selection.order,
@@ -86,6 +90,8 @@ def manifest_of(
         ],
         "quotas": quotas.released(kept, selected.quotas),
         "thinking": [asdict(one) for one in selected.thinking],
+        "rewrite": rewriter,
+        "reviews": reviews(kept),
         "rollout": rollout(run) if mixed else None,
         "mixed_policy": mixed_policy(kept, recipe.mixed_policy) if mixed else None,
         "score_remarks": score_remarks(kept, recipe),
@@ -106,6 +112,8 @@ def held_out(share: float, configs: Sequence[Config]) -> dict[str, Any] | None:
 def build_id(run: Run, recipe: Recipe, sql_hashes: Mapping[str, str], withdrawn: Sequence[str] = ()) -> str:
     """64 hex digits of what decides the output: rows of the input tables, the recipe, the SQL, what is withdrawn."""
     names = ["prompts", "responses", "scores", "sentences", "verdicts", "features", "rollouts", "pairs"]
+    names += ["rewrites"] if recipe.rewrite else []
+    names += ["reviews"] if run.rows("reviews") else []  # likewise: without any, build ids of before stay
     names += ["logprobs"] if recipe.release.logprobs else []
     decides: dict[str, Any] = {
         "tables": {name: _table_hash(run, name) for name in names},
@@ -131,6 +139,30 @@ def _table_hash(run: Run, name: str) -> str:
 def rollout(run: Run) -> dict[str, str | None]:
     """The checkpoint that began the mixed rows: its weights, and what they were trained from and on."""
     return run.read("rollouts", ["base", "dataset", "stage", "weights_sha256"]).row(0, named=True)
+
+
+def rewrite_of(recipe: Recipe, selected: SelectionResult) -> dict[str, Any] | None:
+    """Who rewrote the replies, how, and what the verdicts said; counted before anything was withdrawn."""
+    section = recipe.rewrite
+    if section is None or selected.rewrites is None:
+        return None
+    named = section.model_dump(mode="json", include={"revision", "license", "temperature", "samples", "max_tokens"})
+    return {"model": unplaced(section.model), **named, **asdict(selected.rewrites)}
+
+
+def reviews(run: Run) -> dict[str, int] | None:
+    """What people decided: rows that are released and were reviewed, decisions in all, and people who are named."""
+    rows = run.read("reviews", ["response_id", "decision", "reviewer"])
+    if rows.is_empty():
+        return None
+    trained = run.scan("selection").filter(pl.col("kind") == "sft").select(response_id="grain_id").unique().collect()
+    return {
+        "released": trained.height,
+        "released_reviewed": trained.join(rows, on="response_id", how="semi").height,
+        "kept": int((rows["decision"] == "keep").sum()),
+        "dropped": int((rows["decision"] == "drop").sum()),
+        "reviewers": rows["reviewer"].drop_nulls().n_unique(),
+    }
 
 
 def mixed_policy(run: Run, policy: MixedPolicy | None) -> dict[str, Any] | None:

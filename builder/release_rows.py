@@ -44,7 +44,8 @@ class Config:
 
 
 def configs(run: Run, recipe: Recipe, before: Before, folder: Path) -> Iterator[Config]:
-    """Configs of the stages in training order, a split at a time, then `candidates`, then `logprobs` where asked for.
+    """Configs of the stages in training order, a split at a time, then `candidates` where there are any, then
+    `logprobs` where asked for.
 
     Rows that the version before holds stay in its order and new ones follow by id, so that a file grows at its end.
     Only what is not text is in memory at once; texts are gathered by way of `folder`. To be read one after the other.
@@ -72,9 +73,10 @@ def configs(run: Run, recipe: Recipe, before: Before, folder: Path) -> Iterator[
         total = int(tokens.sum()) if tokens is not None and not tokens.has_nulls() else None
         held = frozenset(index["prompt_id"]) if split == HELD_OUT else frozenset()
         yield Config(name, schema, index.height, tables, stage, total, split, held)
-    rows = _beside(candidates, texts.of("candidates"))
-    tables = (_cast(_with_prompts(part, prompts, None), RELEASE_CANDIDATES) for part in rows)
-    yield Config("candidates", RELEASE_CANDIDATES, candidates.height, tables)
+    if candidates.height:  # none for prompts alone
+        rows = _beside(candidates, texts.of("candidates"))
+        tables = (_cast(_with_prompts(part, prompts, None), RELEASE_CANDIDATES) for part in rows)
+        yield Config("candidates", RELEASE_CANDIDATES, candidates.height, tables)
     if recipe.release.logprobs:
         yield _logprobs(run, before, folder)
 
@@ -156,19 +158,27 @@ def _sft_index(run: Run, recipe: Recipe, chosen: pl.DataFrame) -> pl.DataFrame:
     candidates = replies.group_by(alike).len("n_candidates")
     rollouts = run.scan("responses").filter(pl.col("role") == "student")
     writers = rollouts.select(prefix_response_id="response_id", student_revision="model_revision")
+    who = run.scan("responses").select(original_id="response_id", reasoner="model", reasoner_revision="model_revision")
+    rewritten = run.scan("rewrites").select("response_id", "original_id").join(who, on="original_id")
+    is_rewrite = pl.col("role") == "rewrite"
     frame = (
         chosen.lazy()
         .rename({"grain_id": "response_id"})
         .join(replies, on="response_id", how="left")
         .join(candidates, on=alike, how="left")
         .join(writers, on="prefix_response_id", how="left")
+        .join(rewritten, on="response_id", how="left")
+        .with_columns(  # the card names who rewrote; a row says who reasoned
+            model=pl.when(is_rewrite).then("reasoner").otherwise("model"),
+            model_revision=pl.when(is_rewrite).then("reasoner_revision").otherwise("model_revision"),
+        )
         .join(_prompts(run), on="prompt_id", how="left")
         .join(scores_of(run, recipe), on="response_id", how="left")
         .join(teacher_sentences(run, recipe, chosen), on="response_id", how="left")
         .with_columns(
-            pl.when(pl.col("role") == "mixed").then(pl.lit("mixed")).otherwise(pl.lit("teacher")).alias("policy"),
-            _label("model").alias("teacher"),
-            pl.col("model_revision").alias("teacher_revision"),
+            policy=pl.when(pl.col("role").is_in(["mixed", "rewrite"])).then("role").otherwise(pl.lit("teacher")),
+            teacher=_label("model"),
+            teacher_revision="model_revision",
         )
     )
     return frame.select(_beyond(RELEASE_KINDS["sft"], "prompt", "completion")).collect()

@@ -52,7 +52,7 @@ def _rows(run: Run, recipe: Recipe) -> pl.DataFrame:
     selection = run.scan("selection").select("stage", "kind", "grain_id")
     chosen = selection.filter(pl.col("kind") == "sft").select("grain_id").unique().collect()
     replies = _replies(run, recipe, chosen)
-    domains = run.scan("prompts").select("prompt_id", "domain")
+    domains = run.scan("prompts").select("prompt_id", "domain", is_open=pl.col("gold").is_null())
     pairs = run.scan("pairs").select("prompt_id", grain_id=pl.concat_str("chosen_id", "rejected_id", separator=":"))
     found = []
     for place, (name, stage) in enumerate(stages_of(run, recipe).items()):
@@ -109,6 +109,7 @@ def _numbers(config: str, temperature: float | None, rows: pl.DataFrame) -> dict
         "prompts": rows["prompt_id"].n_unique(),
         "domains": domains.head(_DOMAINS).select("domain", "rows").to_dicts(),
         **{name: _spread(rows[name]) if name in rows.columns else None for name in MEASURES},
+        **({"without_gold": int(rows["is_open"].sum())} if rows["kind"][0] == "grpo" else {}),
     }
 
 

@@ -73,12 +73,16 @@ class Reply:
     nonfinite_count: int
 
 
-def parse_reply(body: bytes) -> Reply:
-    """The reply in a body of status 200. Raises EndpointError (worth another try) or FatalReply (not worth one)."""
+def parse_reply(body: bytes, *, is_rewrite: bool = False) -> Reply:
+    """The reply in a body of status 200. Raises EndpointError (worth another try) or FatalReply (not worth one).
+
+    The reasoning of a rewrite is what stands between think tags in its content: a field of its own holds what the
+    rewriting model thought about its task.
+    """
     choice, usage = choice_of(body)
     message = choice.message
     content, replaced_content = clean(message.content)
-    thinking, replaced_thinking = clean(message.thinking)
+    thinking, replaced_thinking = clean(None if is_rewrite else message.thinking)
     reply = bare_reply(choice, usage)
     if thinking and thinking.strip():
         reasoning: str | None = _without_tags(thinking)

@@ -18,7 +18,7 @@ def reply_rows(recipe: Recipe, stored: Stored, reply: Reply) -> tuple[dict[str, 
     """One reply as a row of `responses`, and as a row of `logprobs` where the endpoint gave any."""
     attempt = stored.attempt
     teacher = recipe.require_teacher() if attempt.role in _OF_TEACHER else None  # for prices and logprobs mode
-    priced = recipe.judge if attempt.role == "judge" else teacher
+    priced = {"judge": recipe.judge, "rewrite": recipe.rewrite}.get(attempt.role, teacher)
     identity = response_id(attempt.request_key, finish_reason=reply.finish_reason, max_tokens=attempt.max_tokens)
     prices = priced.prices if priced else None
     cost = (

@@ -92,7 +92,8 @@ def collect(run: Run, recipe: Recipe) -> Report:
         raise UsageError(f"There is no run at {run.root}; builder generate makes it, or name another with --run.")
     size = counts(run)
     if not size.replies:
-        raise TableError(f"Run {run.root} holds no replies, so there is nothing to report. Run builder generate first.")
+        what = "Run builder generate first." if recipe.teacher else "Its recipe names no teacher to ask."
+        raise TableError(f"Run {run.root} holds no replies, so there is nothing to report. {what}")
     margin = float(recipe.selection.params.get("teacher_margin", _MARGIN))
     student, note = _student(run, recipe)
     found = evaluations(run)

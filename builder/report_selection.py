@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from builder.errors import TableError
 from builder.release import latest_release, read_manifest
 from builder.report_numbers import events
+from builder.rewrite_steps import RewriteCounts
 from builder.store import Run
 
 
@@ -28,6 +29,7 @@ class Funnel:
     stages: tuple[Mapping[str, Any], ...]
     totals: Mapping[str, Any] | None
     stale: str | None
+    rewrites: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def funnel(run: Run) -> Funnel | None:
         source = f"release {manifest['version']}"
         return Funnel(source, manifest["created"], selection, rules, stages, None, _stale(run, selection, None))
     assert made is not None
+    rewrites = made.get("rewrites")
     totals = {
         name: value for name, value in made.items() if name == "selector" or isinstance(value, int | float | None)
     }
@@ -72,7 +75,8 @@ def funnel(run: Run) -> Funnel | None:
         rules=tuple(made["funnel"]),
         stages=tuple(made["stages"]),
         totals=totals,
-        stale=_stale(run, made["selection_id"], made["replies"]),
+        stale=_stale(run, made["selection_id"], made["replies"], of_rewrites=rewrites is not None),
+        rewrites=RewriteCounts(**rewrites).line() if rewrites else None,
     )
 
 
@@ -81,14 +85,19 @@ def _overtaken(made: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
     return other and datetime.fromisoformat(made["time"]) <= datetime.fromisoformat(manifest["created"])
 
 
-def _stale(run: Run, selection_id: str, replies: int | None) -> str | None:
+def _stale(run: Run, selection_id: str, replies: int | None, *, of_rewrites: bool = False) -> str | None:
     """Why the numbers are not those of today's tables; None where they are."""
     now = run.ids("selection", "selection_id")
     if now and now != {selection_id}:
         return "Table selection holds another selection by now; run builder select, then builder report again."
-    teacher = run.scan("responses").filter(pl.col("role") == "teacher").select(pl.len()).collect().item()
-    if replies is not None and replies != teacher:
-        return f"The run holds {teacher:,} teacher replies by now; run builder select, then builder report again."
+    if of_rewrites:
+        rows = run.scan("rewrites").filter(pl.col("outcome").is_in(["unchanged", "rewritten"]))
+    else:
+        rows = run.scan("responses").filter(pl.col("role") == "teacher")
+    found = rows.select(pl.len()).collect().item()
+    if replies is not None and replies != found:
+        what = "rewrites" if of_rewrites else "teacher replies"
+        return f"The run holds {found:,} {what} by now; run builder select, then builder report again."
     return None
 
 

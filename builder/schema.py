@@ -25,6 +25,8 @@ SCORE_STATUSES: Final = (
     "no_student_logprobs",
 )
 ROLLOUT_OUTCOMES: Final = ("cut", "not_kept", "no_edge", "teacher_cannot_continue")
+REWRITE_OUTCOMES: Final = ("cut", "no_reasoning", "no_answer", "fence_left", "tags_left", "unchanged", "rewritten")
+"""What a rewriting model's reply is: the last two are rewrites, the others cannot be released."""
 VERDICTS: Final = ("correct", "wrong", "unscorable", "timeout", "error")
 REASONING_FORMATS: Final = ("field", "tags", "prefilled", "unclosed", "none")
 
@@ -114,7 +116,7 @@ RESPONSES: Final = Table(
             _column(
                 "logprobs_mode", pa.string(), "raw | processed | unknown; null where no logprobs came with the reply"
             ),
-            _column("prefix_response_id", pa.string(), "reply whose beginning this one continues"),
+            _column("prefix_response_id", pa.string(), "reply whose beginning this one continues, or that it rewrites"),
             _column(
                 "prefix_chars",
                 pa.int32(),
@@ -403,6 +405,35 @@ ROLLOUTS: Final = Table(
     ),
 )
 
+REWRITES: Final = Table(
+    "rewrites",
+    "rewrite of the latest builder rewrite",
+    ("response_id",),
+    pa.schema(
+        [
+            _key("response_id", "the rewrite: a reply of role rewrite"),
+            _PROMPT_ID,
+            _key("original_id", "the teacher's reply that it rewrites"),
+            _column("outcome", pa.string(), " | ".join(REWRITE_OUTCOMES), null=False),
+        ]
+    ),
+)
+
+REVIEWS: Final = Table(
+    "reviews",
+    "reply that a person decided about",
+    ("response_id",),
+    pa.schema(
+        [
+            _RESPONSE_ID,
+            _column("decision", pa.string(), "keep | drop", null=False),
+            _column("reviewer", pa.string(), "who decided, as the file says"),
+            _column("note", pa.string(), "why, as the file says"),
+            _column("file_sha256", pa.string(), "hash of the imported file", null=False),
+        ]
+    ),
+)
+
 SIGNATURES: Final = Table(
     "signatures",
     "candidate reply",
@@ -492,6 +523,8 @@ TABLES: Final = {
         SELECTION,
         PAIRS,
         ROLLOUTS,
+        REWRITES,
+        REVIEWS,
         SIGNATURES,
         DUPLICATES,
         CONTAMINATIONS,
@@ -515,10 +548,11 @@ RELEASE_SFT: Final = pa.schema(
         _column(
             "policy",
             pa.string(),
-            "teacher: all text by the teacher; mixed: begins with the student's",
+            "teacher: all text by the teacher; mixed: begins with the student's; rewrite: the teacher's reply, "
+            "rewritten by the model that the card names",
             null=False,
         ),
-        _column("teacher", pa.string(), "model label", null=False),
+        _column("teacher", pa.string(), "model label; of a rewrite that of the model that reasoned", null=False),
         _column("teacher_revision", pa.string(), "declared commit id or weights hash"),
         _column("n_candidates", pa.int32(), "replies to this prompt at this temperature", null=False),
         _column("teacher_sentences", pa.int32(), "sentences above the margin; null where not scored"),
@@ -539,7 +573,7 @@ RELEASE_SFT: Final = pa.schema(
 RELEASE_GRPO: Final = pa.schema(
     [
         _column("prompt", MESSAGES, "chat messages", null=False),
-        _column("solution", pa.string(), "reference answer", null=False),
+        _column("solution", pa.string(), "reference answer; null where the prompt has none"),
         _column("gold_type", pa.string(), "how to read the reference answer"),
         _column("verifier", pa.string(), "verifier that decides replies"),
         _column("language", pa.string(), "BCP 47 code of the asked language"),

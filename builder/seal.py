@@ -173,7 +173,7 @@ class Sealer:
         for before in (None, journals.RETRYABLE, journals.FATAL):
             for stored in journals.bodies(self.journal.path, outcome=before):
                 try:
-                    outcome, detail = journals.REPLY, parse(stored.body, stored.attempt.prefix).finish_reason
+                    outcome, detail = journals.REPLY, _parsed(stored).finish_reason
                 except EndpointError as error:
                     outcome = journals.FATAL if isinstance(error, FatalReply) else journals.RETRYABLE
                     detail = str(error)
@@ -181,7 +181,7 @@ class Sealer:
                     self.journal.conclude(stored.attempt_id, outcome, detail).result()
         whole = self._sealed - self._bare if self._bare else self._sealed
         for stored in journals.bodies(self.journal.path, outcome=journals.REPLY, skip=whole):
-            self.add(stored, parse(stored.body, stored.attempt.prefix))
+            self.add(stored, _parsed(stored))
         self.flush()
         if self._is_due():
             self._prune()
@@ -268,6 +268,10 @@ class Sealer:
                 "Free space or mend the disk, then rerun the same command."
             ) from error
         self.journal.prune().result()
+
+
+def _parsed(stored: Stored) -> Reply:
+    return parse(stored.body, stored.attempt.prefix, stored.attempt.role)
 
 
 def _keeps_raw(stored: Stored, reply: Reply, logprobs: dict[str, Any] | None) -> bool:

@@ -15,9 +15,10 @@ from builder.decision import decide, plan_selection, prepare
 from builder.errors import TableError
 from builder.preference_steps import PairCounts
 from builder.quotas import DomainQuota, domain_quotas, shortfalls
+from builder.rewrite_steps import RewriteCounts
 from builder.selection_steps import Plan
 from builder.sqlrun import Limits
-from builder.stages import is_mixed
+from builder.stages import is_mixed, needs_replies
 from builder.staging import build_staging, staging_variables
 from builder.store import Run
 from builder.thinking import Thinking, stages_thinking
@@ -45,7 +46,8 @@ class StageResult:
 
 @dataclass(frozen=True)
 class SelectionResult:
-    """What a select kept and why. Counts are teacher replies; lengths are completion tokens, means and medians.
+    """What a select kept and why. Counts are teacher replies, or their rewrites where the recipe has section `rewrite`;
+    lengths are completion tokens, means and medians.
 
     `survivors` break no rule; `kept` also rank within `keep`. `…_dropped` is over all that were not kept,
     `…_outranked` over survivors that only their rank dropped: against `…_kept` it tells a selector from "take the
@@ -54,7 +56,7 @@ class SelectionResult:
     candidate, `prompts_without` none. Spread and ties are None for a selector whose ranking column is not known: random
     and those of one's own. After a mix, `mixed_rows` continuations break no rule; `continuations` counts the others by
     rule (one that breaks two counts twice). `quotas` are the domains of stages with quotas, `thinking` the
-    stages that leave out think blocks, `pairs` what a reward stage takes.
+    stages that leave out think blocks, `pairs` what a reward stage takes, `rewrites` what became of those.
     """
 
     selection_id: str
@@ -80,6 +82,7 @@ class SelectionResult:
     quotas: tuple[DomainQuota, ...] = ()
     thinking: tuple[Thinking, ...] = ()
     pairs: PairCounts | None = None
+    rewrites: RewriteCounts | None = None
     mixed_rows: int | None = None
     continuations: Mapping[str, int] = field(default_factory=dict)
 
@@ -113,7 +116,7 @@ def select(
 
 def _result(plan: Plan, recipe: Recipe, found: Mapping[str, pa.Table], new_features: int) -> SelectionResult:
     totals = _totals(found["lengths"])
-    if not totals["replies"]:
+    if not totals["replies"] and not plan.ranks_rewrites and needs_replies(recipe):
         raise TableError("This run holds no teacher replies, so there is nothing to select. Run `builder generate`.")
     ranked = found["ranked_replies"]["replies"][0].as_py()
     to_rank = totals["survivors" if recipe.selection.order == "rules-first" else "replies"]
@@ -127,12 +130,12 @@ def _result(plan: Plan, recipe: Recipe, found: Mapping[str, pa.Table], new_featu
     )
     warnings = list(plan.warnings)
     for rule in funnel:
-        if rule.breaks == totals["replies"]:
+        if rule.breaks == totals["replies"] > 0:
             warnings.append(f"Rule {rule.rule_name} rejects every one of the {rule.breaks} replies.")
     idle = [rule.rule_name for rule in funnel if rule.breaks == 0]
-    if idle:
+    if idle and totals["replies"]:
         warnings.append(f"Nothing is rejected by {', '.join(idle)}.")
-    if not totals["kept"]:
+    if not totals["kept"] and needs_replies(recipe):
         warnings.append("Nothing is kept: no reply survives the rules and the selector.")
     if ranked < to_rank:
         warnings.append(
@@ -152,6 +155,7 @@ def _result(plan: Plan, recipe: Recipe, found: Mapping[str, pa.Table], new_featu
         quotas=quotas,
         thinking=stages_thinking(plan.stages, found["think_counts"].to_pylist()) if "think_counts" in found else (),
         pairs=PairCounts(**found["pair_counts"].to_pylist()[0]) if "pair_counts" in found else None,
+        rewrites=RewriteCounts(**found["rewrite_counts"].to_pylist()[0]) if "rewrite_counts" in found else None,
         mixed_rows=next((row["replies"] for row in continued if row["rule_name"] is None), 0) if continued else None,
         continuations={row["rule_name"]: row["replies"] for row in continued if row["rule_name"] is not None},
         prompts=spread["prompts"],

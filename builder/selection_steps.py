@@ -7,6 +7,7 @@ from typing import Final
 from builder.config import Recipe, Stage
 from builder.preference_steps import PREFERRED, preference_steps
 from builder.quotas import quota_steps, rows_within
+from builder.rewrite_steps import COUNT_STEP, IN_PLACE
 from builder.rules import catalogue
 from builder.selection_sql import (
     BROKEN_BY,
@@ -30,7 +31,7 @@ _STAGE_COLUMNS: Final = (
 # By kind: the rows that a stage picks from, their key, and the selector's rank where there is one.
 _GRAINS: Final = {
     "sft": ("kept_rows", "response_id", "rank"),
-    "grpo": ("prompts_with_gold", "prompt_id", "null"),
+    "grpo": ("stg_rated_prompts", "prompt_id", "null"),
     "reward": ("stg_pairs", "pair_id", "null"),
 }
 
@@ -48,6 +49,7 @@ class Plan:
     mix: SqlFile | None = None
     quotas: SqlFile | None = None
     preference: SqlFile | None = None
+    ranks_rewrites: bool = False
 
     @property
     def files(self) -> tuple[SqlFile, ...]:
@@ -81,10 +83,11 @@ def rule_steps(plan: Plan, recipe: Recipe, known: Collection[str] = ()) -> list[
         "from broken join reply_numbers as replies using (reply) order by reply, rule_name"
     )
     judged = "select response_id, {} as rule_name, observed, threshold, reply from asked_rules "
-    judged += "where rule = {} and role in ('teacher', 'mixed') order by reply"
+    judged += "where rule = {} and role in ('teacher', 'mixed', 'rewrite', 'original') order by reply"
     whole = "anti join broken_by using (reply) " if recipe.selection.order == "rules-first" else ""
     to_rank = f"select * exclude (role) from reply_numbers {whole}where role = 'teacher'"
     return [
+        *([IN_PLACE] if plan.ranks_rewrites else []),
         *[rule_step(rule, name) for name, rule in asked.items()],
         rows_step(asked, "asked_rules"),
         *[
@@ -132,7 +135,6 @@ def _rank_steps(plan: Plan, recipe: Recipe) -> list[Step]:
         *ranks,
         Step("kept", kept, "kept"),
         Step("kept rows", kept_rows(plan.stages.values()), "kept_rows", view=True),
-        Step("prompts with a gold", "select * from stg_prompts where gold is not null", "prompts_with_gold", view=True),
     ]
 
 
@@ -144,6 +146,7 @@ def _count_steps(plan: Plan) -> list[Step]:
         Step("funnel", FUNNEL, "funnel", fetch=True),
         spread_step(plan.variables),
         *count_steps(plan.stages),
+        *([COUNT_STEP] if plan.ranks_rewrites else []),
     ]
 
 

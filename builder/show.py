@@ -1,17 +1,17 @@
 """What each step says when it is done: a few lines and one table, at most 80 columns."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
 
-from builder.config import Generation, Recipe
-from builder.console import Reporter, shown
+from builder.config import Generation
+from builder.console import Reporter
+from builder.grid import folded
 from builder.live import duration, rate
 from builder.tally import Tally
 
 if TYPE_CHECKING:
     from builder.mix import MixResult
-    from builder.plan import Interval, Plan
     from builder.probe import ProbeResult
     from builder.prompts import Prompts
     from builder.release import Release
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from builder.score import ScoreResult
     from builder.selection import SelectionResult
     from builder.verify import VerifyResult
+
+
+_WIDTH: Final = 80
 
 
 def note(tally: Tally, seconds: float) -> str:
@@ -33,57 +36,32 @@ def note(tally: Tally, seconds: float) -> str:
     return ", ".join([*parts, *(f"{number:,} × {kind}" for kind, number in kinds)])
 
 
-def show_plan(reporter: Reporter, recipe: Recipe, plan: "Plan") -> None:
-    """The plan of a recipe."""
-    for warning in plan.warnings:
+def show_prompts(reporter: Reporter, prompts: "Prompts") -> None:
+    """The prompts of a recipe that asks no teacher."""
+    _show_read(reporter, prompts)
+    golds = sum(row["gold"] is not None for row in prompts.rows)
+    reporter.line(f"generate: {len(prompts.rows):,} prompts{_duplicates(prompts)}, {golds:,} with a gold")
+    reporter.line("  no teacher, so nothing is asked; stages of kind grpo are made of prompts")
+    reporter.result({"generate": {"prompts": len(prompts.rows), "duplicates": prompts.duplicates, "golds": golds}})
+
+
+def _show_read(reporter: Reporter, prompts: "Prompts") -> None:
+    for warning in prompts.notes:
         reporter.warn(warning)
-    generation = recipe.generation
-    rows: list[tuple[str, str]] = [
-        ("prompts", f"{plan.prompts:,}{_merged(plan)}"),
-        ("temperatures × samples", f"{', '.join(map(str, generation.temperatures))} × {generation.samples}"),
-        ("requests", f"{plan.need.total:,}"),
-        ("paid for already", f"{plan.need.stored:,}"),
-    ]
-    missing = plan.need.missing
-    if generation.until_correct:
-        rows.append((f"rounds until {generation.until_correct.correct} correct", _range(plan, 0)))
-    rows.append(("to send", _range(plan, missing)))
-    tokens = (("completion tokens", plan.completion_tokens), ("tokens, all rounds", plan.completion_tokens_most))
-    rows += [(name, _estimate(interval)) for name, interval in tokens if interval]
-    rows.append(("completion tokens, at most", f"{plan.at_most_tokens:,}"))
-    money = (("USD", plan.cost_usd), ("USD, all rounds", plan.cost_usd_most))
-    rows += [(name, _estimate(interval)) for name, interval in money if interval]
-    if plan.at_most_usd is not None:
-        rows.append(("USD, at most (output)", f"{plan.at_most_usd:,.2f}"))
-    if plan.hours:
-        rows.append(("hours at the given rate", _estimate(plan.hours)))
-    if plan.disk_bytes:
-        megabytes = {name: size / 1e6 for name, size in asdict(plan.disk_bytes).items()}
-        rows.append(("disk, MB", _estimate(replace(plan.disk_bytes, **megabytes))))
-    if plan.rescored_tokens:
-        rows.append(("builder score, on top: tokens read", f"{plan.rescored_tokens:,}"))
-    if plan.mixed_at_most is not None:
-        rows.append(("builder mix, on top, at most", f"{plan.mixed_at_most:,} rollouts, as many continuations"))
-    reporter.table(f"Plan of {recipe.name}", ("", ""), rows)
-    if plan.is_assumed:
-        reporter.line("Estimates from the given tokens a reply: an assumption, nothing was measured.")
-    elif plan.measured_replies:
-        reporter.line(f"Estimates from {plan.measured_replies:,} replies of this run, 95% interval of the mean.")
-    elif missing:
-        reporter.line("No reply yet to estimate from: --pilot K asks the first K prompts (and keeps the replies).")
-    reporter.result({"plan": asdict(plan), "recipe": recipe.resolved()})
+    if prompts.gold_conflicts:
+        reporter.warn(f"{prompts.gold_conflicts:,} prompts have conflicting golds in their sources; they count as none")
+
+
+def _duplicates(prompts: "Prompts") -> str:
+    return f" ({prompts.duplicates:,} duplicates merged)" if prompts.duplicates else ""
 
 
 def show_generated(reporter: Reporter, prompts: "Prompts", tally: Tally) -> None:
     """What a call of generate brought."""
-    for warning in prompts.notes:
-        reporter.warn(warning)
-    merged = f" ({prompts.duplicates:,} duplicates merged)" if prompts.duplicates else ""
-    if prompts.gold_conflicts:
-        reporter.warn(f"{prompts.gold_conflicts:,} prompts have conflicting golds in their sources; they count as none")
+    _show_read(reporter, prompts)
     reporter.line(
-        f"generate: {len(prompts.rows):,} prompts{merged}, {tally.done:,} of {tally.total:,} replies stored "
-        f"({tally.replies:,} now, {tally.stored_before:,} before); {tally.completion_tokens:,} tokens"
+        f"generate: {len(prompts.rows):,} prompts{_duplicates(prompts)}, {tally.done:,} of {tally.total:,} replies "
+        f"stored ({tally.replies:,} now, {tally.stored_before:,} before); {tally.completion_tokens:,} tokens"
         + (f", ${tally.cost_usd:.2f}" if tally.cost_usd else "")
     )
     if tally.replies:
@@ -144,10 +122,12 @@ def show_verified(reporter: Reporter, result: "VerifyResult") -> None:
     """Verdicts."""
     verdicts = ", ".join(f"{number:,} {verdict}" for verdict, number in result.verdicts.items()) or "no verdicts"
     open_golds = sum(result.not_verifiable.values()) + result.without_gold
-    without = f"; {open_golds:,} without a gold that a verifier here reads" if open_golds else ""
-    reporter.line(f"verify: {result.computed:,} new; {verdicts}{without}")
+    for line in folded(f"verify: {result.computed:,} new; {verdicts}", _WIDTH):
+        reporter.line(line)
+    if open_golds:
+        reporter.line(f"  {open_golds:,} without a gold that a verifier here reads")
     if result.for_judge:
-        reporter.line(f"  {result.for_judge:,} more are for the judge")
+        reporter.line(f"  {result.for_judge:,} for the judge")
     if result.sandbox_problem:
         reporter.warn(f"{result.not_run:,} programs have no verdict: {result.sandbox_problem}")
     reporter.result({"verify": asdict(result)})
@@ -157,12 +137,17 @@ def show_selected(reporter: Reporter, result: "SelectionResult") -> None:
     """The funnel, the stages, and what tells the selector from length."""
     for warning in result.warnings:
         reporter.warn(warning)
+    stages = [tuple(asdict(stage).values()) for stage in result.stages]
+    if not result.replies and all(stage.kind == "grpo" for stage in result.stages):
+        reporter.table("select: stages of prompts", ("stage", "kind", "rows"), [stage[:3] for stage in stages])
+        reporter.result({"select": asdict(result)})
+        return
     reporter.table(
         f"select: {result.replies:,} replies → {result.survivors:,} survivors → {result.kept:,} kept",
         ("rule", "breaks", "only it", "tokens"),
         [(row.rule_name, row.breaks, row.breaks_alone, row.tokens) for row in result.funnel],
     )
-    reporter.table("", ("stage", "kind", "rows", "tokens"), [tuple(asdict(stage).values()) for stage in result.stages])
+    reporter.table("", ("stage", "kind", "rows", "tokens"), stages)
     if result.quotas:
         quotas = [(one.stage, one.domain or "none", one.asked, one.survivors, one.rows) for one in result.quotas]
         reporter.table("", ("stage", "domain", "asked", "survive", "taken"), quotas)
@@ -182,6 +167,8 @@ def show_selected(reporter: Reporter, result: "SelectionResult") -> None:
     reporter.table("", (f"{result.prompts:,} prompts", ""), decided(asdict(result)))
     if result.pairs is not None:
         reporter.line(result.pairs.line())
+    if result.rewrites is not None:
+        reporter.line(result.rewrites.line())
     if result.mixed_rows is not None:
         broken = ", ".join(f"{name} {number:,}" for name, number in result.continuations.items())
         others = f"; others break {broken}" if broken else ""
@@ -250,24 +237,3 @@ def show_probe(reporter: Reporter, result: "ProbeResult") -> None:
     )
     reporter.table("", ("step", "possible", "because it"), [(s.name, words[s.works], s.seen) for s in result.steps])
     reporter.result({"probe": asdict(result) | {"steps": [asdict(step) for step in result.steps]}})
-
-
-def _range(plan: "Plan", least: int) -> str:
-    """Requests, from `least` and the rounds that are certain to those that are not."""
-    low, high = least + plan.rounds_least, least + plan.rounds_most
-    return f"{low:,}" if low == high else f"{low:,} … {high:,}"
-
-
-def _merged(plan: "Plan") -> str:
-    parts = []
-    if plan.duplicates:
-        parts.append(f"{plan.duplicates:,} duplicates merged")
-    if plan.gold_conflicts:
-        parts.append(f"{plan.gold_conflicts:,} with conflicting golds")
-    return f" ({', '.join(parts)})" if parts else ""
-
-
-def _estimate(interval: "Interval") -> str:
-    if interval.low == interval.high:
-        return shown(interval.value)
-    return f"{shown(interval.value)} (95%: {shown(interval.low)} … {shown(interval.high)})"

@@ -36,6 +36,8 @@ def _lines(found: Explanation, width: int, with_text: bool) -> list[str]:
         lines += ["", "rules", *(line for rule in found.rules for line in _rule(rule, width))]
     if found.candidates:
         lines += ["", *_candidates(found, width)]
+    for one in found.rewrites:
+        lines += ["", *folded(f"rewrite: {one['response_id']} of reply {one['original_id']} ({one['outcome']})", width)]
     for rollout in found.rollouts:
         lines += ["", *_rollout(rollout, width)]
     lines += ["", "stages", *_stages(found, width)]
@@ -128,8 +130,9 @@ def _candidates(found: Explanation, width: int) -> list[str]:
 
 
 def _state(one: Candidate, found: Explanation) -> str:
+    kinds = {place.stage: place.kind for place in found.places}
     if one.stages:
-        return "kept"
+        return "kept" if any(kinds[stage] == "sft" for stage in one.stages) else "in a pair"
     if one.breaks:
         return f"breaks {', '.join(one.breaks)}"
     if one.rank is not None and one.rank > found.keep:
@@ -151,8 +154,10 @@ def _stages(found: Explanation, width: int) -> list[str]:
     lines = []
     what = {"sft": "the reply", "grpo": "its prompt", "reward": "a pair of it"}
     for place in found.places:
-        at = f" at position {', '.join(f'{one:,}' for one in place.positions)}" if place.positions else ""
-        held = f"{what[place.kind]}{at}" if place.is_taken else "not in it"
+        where = "position" if len(place.positions) == 1 else "positions"
+        at = f" at {where} {', '.join(f'{one:,}' for one in place.positions)}" if place.positions else ""
+        held = what[place.kind] if place.rows == 1 else f"{place.rows:,} pairs of it"
+        held = f"{held}{at}" if place.is_taken else "not in it"
         text = f"{held}{f'  (where {place.where})' if place.where else ''}"
         head, *rest = folded(text, width - 22, 3)
         lines += [f"  {place.stage:<18}  {head}".rstrip(), *(f"{'':22}{line}" for line in rest)]

@@ -35,3 +35,8 @@ def is_mixed(run: Run, recipe: Recipe) -> bool:
     import polars as pl  # here, because a run without a mix does without
 
     return bool(run.scan("rollouts").select(pl.col("continuation_id").is_not_null().any()).collect().item())
+
+
+def needs_replies(recipe: Recipe) -> bool:
+    """Whether some stage is made of replies; stages of kind grpo are made of prompts."""
+    return any(stage.kind != "grpo" for stage in stages_with(recipe, is_mixed=False).values())

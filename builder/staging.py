@@ -52,11 +52,14 @@ STAGED: Final = (
     Staged("stg_duplicates", ("duplicates",), ("response_id", "earlier_id")),
     Staged("stg_contaminations", ("contaminations",), ("prompt_id", "benchmark", "benchmark_row")),
     Staged("stg_rollouts", ("rollouts",), ("response_id",)),
+    Staged("stg_rewrites", ("rewrites",), ("response_id",)),
+    Staged("stg_reviews", ("reviews",), ("response_id",)),
     Staged("stg_rejections", ("rejections",), view=True),
     Staged("stg_selection", ("selection",), view=True),
     Staged("stg_candidates", (), view=True),
+    Staged("stg_rated_prompts", (), view=True),
     Staged("reply_numbers", ("responses", "scores"), variables=("student_id",)),
-    Staged("survivors", (), variables=("selection_order",), view=True),
+    Staged("survivors", (), variables=("selection_order", "ranked_role"), view=True),
     Staged("stg_scores_of_survivors", (), view=True),
     Staged("stg_sentences_of_survivors", (), view=True),
 )
@@ -67,6 +70,7 @@ def staging_variables(recipe: Recipe) -> dict[str, str | None]:
     return {
         "student_id": student_id(recipe.student) if recipe.student else None,
         "selection_order": recipe.selection.order,
+        "ranked_role": "rewrite" if recipe.rewrite else None,
     }
 
 

@@ -41,8 +41,9 @@ def show_status(reporter: Reporter, run: Run) -> None:
         reporter.table("", ("paid for", "replies", "tokens", "USD"), dollars)
     newest = latest_release(run)
     reporter.line(f"latest release: {newest.version if newest else 'none'}")
-    kept = ", ".join(str(run.table_dir(name)) for name in ("responses", "logprobs"))
-    reporter.line(f"back up {run.journal_dir}, {kept}: together they hold every reply that was paid for")
+    reporter.line("back up these; together they hold every reply that was paid for:")
+    for path in (run.journal_dir, *map(run.table_dir, ("responses", "logprobs"))):
+        reporter.line(f"  {path}")
     reporter.result(
         {
             "running": now,

@@ -24,7 +24,16 @@ class Wire:
     @property
     def section(self) -> str:
         """The section of the recipe that names the model, for messages."""
-        return "judge" if self.role == "judge" else "teacher"
+        return self.role if self.role in ("judge", "rewrite") else "teacher"
+
+    @property
+    def rename(self) -> str:
+        """What to do where the endpoint does not know the model by its name, for messages."""
+        if self.role == "eval":
+            return "Give --model the name that the server uses, or --endpoint the server of that model."
+        if self.role == "student":
+            return "Give --endpoint a server of the checkpoint."
+        return f"Set {self.section}.model to the name that the server uses."
 
     @property
     def name(self) -> str:

@@ -104,7 +104,7 @@ def _split(story: Story, numbers: tuple[int, ...]) -> Split:
 def _totals(numbers: tuple[int, ...], steps: tuple[tuple[Operation, int], ...]) -> list[int]:
     totals = [numbers[0]]
     for operation, index in steps:
-        totals.append(_calculate(operation, totals[-1], numbers[index]))
+        totals.append(right_result(operation, totals[-1], numbers[index]))
     return totals
 
 
@@ -117,7 +117,7 @@ def _carries(totals: list[int], numbers: tuple[int, ...], steps: tuple[tuple[Ope
     )
 
 
-def _calculate(operation: str, left: int, right: int) -> int:
+def right_result(operation: str, left: int, right: int) -> int:
     return {"add": left + right, "subtract": left - right, "multiply": left * right}[operation]
 
 
@@ -144,7 +144,7 @@ _CLOSINGS = (
 )
 
 
-def reply(problem: Problem, rng: random.Random, calculate: Callable[[str, int, int], int] = _calculate) -> str:
+def reply(problem: Problem, rng: random.Random, calculate: Callable[[str, int, int], int] = right_result) -> str:
     """A reply in the released form: a think block of short sentences, one a line, then the answer.
 
     `calculate(operation, left, right)` does the arithmetic, so `no_arithmetic` gives the form without the skill.

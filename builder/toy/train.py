@@ -36,6 +36,9 @@ STUDENT_STEPS = 150
 TEACHER_BATCH, STUDENT_BATCH = 32, 16  # small: on two cores more steps beat larger batches
 
 Replies = Callable[[Problem, random.Random], str]
+Drawn = list[Problem]
+Draw = Callable[[int, int], Drawn]
+"""Problems of an examples' batch, from how many and a seed."""
 Example = tuple[list[int], int]
 
 
@@ -50,7 +53,7 @@ def train_teacher(
     tokenizer = build_tokenizer(TEACHER_VOCABULARY)
     model = _new_model(tokenizer, TEACHER_SIZE, heads=4, seed=seed)
     fit(model, tokenizer, reply, steps=steps, batch=TEACHER_BATCH, lr=4e-3, seed=seed, threads=threads, log=log)
-    return _save(model, tokenizer, out)
+    return save(model, tokenizer, out)
 
 
 def make_student(
@@ -72,7 +75,7 @@ def make_student(
         return reply(problem, rng, no_arithmetic)
 
     fit(model, tokenizer, form, steps=steps, batch=STUDENT_BATCH, lr=1e-2, seed=seed + 1, threads=threads, log=log)
-    return _save(model, tokenizer, out)
+    return save(model, tokenizer, out)
 
 
 def _new_model(tokenizer: "PreTrainedTokenizerFast", size: dict[str, Any], heads: int, seed: int) -> "Qwen3ForCausalLM":
@@ -107,6 +110,7 @@ def fit(
     lr: float,
     seed: int,
     threads: int,
+    draw: Draw = problems,
     log: Callable[[str], None] | None = None,
 ) -> None:
     """Cross-entropy on the replies; the prompt is context only. Warm-up, cosine, float32."""
@@ -128,7 +132,7 @@ def fit(
     )
     model.train()
     began = time.monotonic()
-    for step, rows in enumerate(_batches(tokenizer, replies, steps, batch, seed), start=1):
+    for step, rows in enumerate(_batches(tokenizer, replies, steps, batch, seed, draw), start=1):
         loss = model(**rows).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -142,16 +146,14 @@ def fit(
 
 
 def _batches(
-    tokenizer: "PreTrainedTokenizerFast", replies: Replies, steps: int, batch: int, seed: int
+    tokenizer: "PreTrainedTokenizerFast", replies: Replies, steps: int, batch: int, seed: int, draw: Draw
 ) -> Iterator[dict[str, "Tensor"]]:
     """`steps` batches of fresh examples, of similar lengths within a batch to save padding."""
     rng = random.Random(f"batches:{seed}")
     chunk = 32
     for start in range(0, steps, chunk):
         count = min(chunk, steps - start)
-        examples = [
-            _example(tokenizer, problem, replies, rng) for problem in problems(count * batch, rng.getrandbits(32))
-        ]
+        examples = [_example(tokenizer, problem, replies, rng) for problem in draw(count * batch, rng.getrandbits(32))]
         examples.sort(key=lambda example: len(example[0]))
         batches = [examples[place : place + batch] for place in range(0, len(examples), batch)]
         rng.shuffle(batches)
@@ -183,7 +185,15 @@ def _collate(batch: list[Example], pad: int | None) -> dict[str, "Tensor"]:
     return {name: torch.tensor(values) for name, values in rows.items()}
 
 
-def _save(model: "Qwen3ForCausalLM", tokenizer: "PreTrainedTokenizerFast", out: Path) -> Path:
+def load(folder: Path) -> tuple["Qwen3ForCausalLM", "PreTrainedTokenizerFast"]:
+    """Weights in float32 and tokenizer of a toy model."""
+    from transformers import AutoTokenizer, Qwen3ForCausalLM
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    return Qwen3ForCausalLM.from_pretrained(folder, dtype="float32"), tokenizer
+
+
+def save(model: "Qwen3ForCausalLM", tokenizer: "PreTrainedTokenizerFast", out: Path) -> Path:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -4,7 +4,8 @@
 -- Output      one row per violating response: response_id, observed, threshold
 -- Parameters  min_pass_rate: correct over correct and wrong teacher replies of a prompt, default 0.1
 --             max_pass_rate: correct over correct and wrong teacher replies of a prompt, default 0.9
--- Source      github.com/huggingface/open-r1 keeps 0.1 to 0.9; a prompt without such a verdict has no rate and stays
+-- Source      github.com/huggingface/open-r1 keeps 0.1 to 0.9; a prompt without such a verdict has no rate and stays.
+--             Rounds of generation.until_correct stop at a correct reply, which lifts the rates of what they ask
 -- Try it      duckdb runs/demo/run.duckdb -readonly -f sql/rules/pass_rate_outside.sql
 with
 params as (

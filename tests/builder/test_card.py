@@ -13,11 +13,13 @@ import yaml
 from huggingface_hub import DatasetCard, metadata_load
 from jinja2.exceptions import SecurityError, UndefinedError
 from markdown_it import MarkdownIt
+from pydantic import ValidationError
 
 from builder import card
 from builder.card import render_card
 from builder.resources import resource
 from builder.schema import LOGPROBS, RELEASE_CANDIDATES, RELEASE_GRPO, RELEASE_REWARD, RELEASE_SFT
+from trainer.schedule import Stage
 
 SHA = "a" * 64
 EVIL = (
@@ -382,6 +384,21 @@ def test_versions_are_told_newest_first_and_old_ones_folded_away() -> None:
 
 def test_the_toy_manifest_is_one_by_the_schema() -> None:
     jsonschema.validate(manifest(), json.loads(resource("data_cards", "manifest.schema.json").read_text("utf-8")))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"stage": "../rl"}, {"stage": "a" * 101}, {"stage": ""}, {"epochs": 0}, {"epochs": -1}]
+)
+def test_a_stage_that_the_trainer_refuses_is_none_by_the_schema(wrong: dict[str, Any]) -> None:
+    schema = json.loads(resource("data_cards", "manifest.schema.json").read_text("utf-8"))
+    made = manifest()
+    made["schedule"][0] |= wrong
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(made, schema)
+    with pytest.raises(ValidationError):
+        Stage.model_validate(made["schedule"][0])
+    pattern = next(one.pattern for one in Stage.model_fields["name"].metadata if hasattr(one, "pattern"))
+    assert schema["properties"]["schedule"]["items"]["properties"]["stage"]["pattern"] == pattern
 
 
 @pytest.mark.parametrize(

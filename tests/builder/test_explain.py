@@ -149,6 +149,31 @@ def test_a_stage_of_prompts_holds_the_prompt_of_the_reply(made: Selected) -> Non
         assert found.outcome.startswith("dropped")
 
 
+def test_a_reply_that_is_only_in_pairs_is_in_pairs_of_their_stage(
+    made: Selected, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = (("p-0.6-0", "p-0.6-1"), ("p-0.6-0", "p-1.0-0"))
+    pairs = [
+        {"prompt_id": "p", "chosen_id": a, "rejected_id": b, "votes": ["chosen"], "gap": 1.0, "judge_version": "j"}
+        for a, b in ids
+    ]
+    made[0].append("pairs", columns_table("pairs", pairs))
+    stages = {"preference": Stage(kind="reward")}
+    both, one, none = (explain(made[0], recipe(stages), name) for name in ("p-0.6-0", "p-1.0-0", "q-0.6-0"))
+    assert both.outcome == "kept: in 2 pairs of stage preference"
+    assert one.outcome == "kept: in 1 pair of stage preference"
+    assert none.outcome.startswith("dropped")
+    assert "2 pairs of it" in printed(both, capsys)
+    assert "in a pair" in printed(one, capsys)
+    trained = recipe({"sft": Stage(where="temperature = 0.6"), **stages})
+    select(made[0], trained)
+    kept, other = (explain(made[0], trained, name) for name in ("p-0.6-1", "p-1.0-0"))
+    assert kept.outcome.startswith("kept: in stage sft at position")
+    assert kept.outcome.endswith(", rank 1 of 2 and in 1 pair of stage preference")
+    assert other.outcome == "kept: in 1 pair of stage preference"
+    assert [len(place.positions) for place in other.places] == [0, 1]
+
+
 OWN_SELECTOR = """-- lottery
 -- Purpose     Rank by what all survivors are.
 -- Inputs      survivors

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from builder.config import Recipe
 from builder.errors import SourceError
 from builder.generate import generate
 from builder.judge_config import Judge
+from builder.judge_known import MOST_KNOWN, PAIRS
+from builder.pairs import pairs_version
 from builder.plan import Plan, make_plan
 from builder.prompts import load_prompts, write_prompts
-from builder.store import Run
+from builder.store import Run, columns_table
 
 HUB = "hf://datasets/org/name"
 
@@ -143,3 +146,48 @@ def test_a_recipe_without_a_teacher_counts_its_prompts_and_asks_nothing(tmp_path
     found = plan(Run(tmp_path), recipe(source).model_copy(update={"teacher": None}))
     assert (found.prompts, found.duplicates, found.need.total, found.cost_usd) == (3, 1, 0, None)
     assert "names no teacher" in found.warnings[-1]
+
+
+def preferring(source: str, **judge: Any) -> Recipe:
+    section = {"model": "j", "votes": 3, "max_tokens": 1000, "prices": {"input": 1, "output": 3}, **judge}
+    given = recipe(source, samples=1).resolved()
+    preference = {"preference": {"pairs_per_prompt": 2}, "stages": {"preference": {"kind": "reward"}}}
+    return Recipe.model_validate(given | preference | {"judge": section})
+
+
+def test_votes_on_pairs_are_two_requests_each_at_the_judges_price(tmp_path: Path, source: str) -> None:
+    given = preferring(source)
+    votes = plan(Run(tmp_path), given).pair_votes
+    assert votes is not None
+    assert votes.votes == 3 * 1 * 3 * 2  # 3 prompts; two replies, at two temperatures, make one pair; 3 votes both ways
+    assert votes.tries == 3 * (MOST_KNOWN + 2 * PAIRS)
+    assert votes.at_most_usd == pytest.approx((votes.votes + votes.tries) * 1000 * 3 / 1e6)
+    more = given.model_copy(update={"generation": given.generation.model_copy(update={"samples": 2})})
+    for asked, limit, pairs in ((more, None, 6), (more, 1, 2)):
+        found = plan(Run(tmp_path), asked, limit=limit).pair_votes
+        assert found is not None
+        assert found.votes == pairs * 3 * 2
+    assert plan(Run(tmp_path), preferring(source, prices=None)).pair_votes == replace(votes, at_most_usd=None)
+
+
+def test_pairs_that_this_judge_has_judged_are_not_counted_again(tmp_path: Path, source: str) -> None:
+    given, run = preferring(source), Run(tmp_path)
+    prompt = load_prompts(given).rows[0]["prompt_id"]
+    row = {"prompt_id": prompt, "chosen_id": "a", "rejected_id": "b", "votes": ["chosen"] * 3, "gap": 3.0}
+    for version, pairs in ((pairs_version(given), 2), ("another judge", 3)):
+        run.replace("pairs", columns_table("pairs", [{**row, "judge_version": version}]))
+        votes = plan(run, given).pair_votes
+        assert votes is not None
+        assert votes.votes == pairs * 3 * 2
+
+
+def test_quotas_are_counted_and_one_beyond_all_replies_is_named(tmp_path: Path, source: str) -> None:
+    def quotas(rows: int) -> Recipe:
+        stage = {"quotas": {"rows": rows, "weights": {"math": 2, "general": 1}}}
+        return Recipe.model_validate(recipe(source).resolved() | {"stages": {"mix": stage}})
+
+    found = plan(Run(tmp_path), quotas(6))
+    assert found.quota_rows == {"mix": {"math": 4, "general": 2}}
+    assert not found.warnings  # 3 prompts, 2 temperatures, selection.keep 1
+    (said,) = plan(Run(tmp_path), quotas(9)).warnings
+    assert "stages.mix.quotas asks for 9 rows, but these prompts give at most 6" in said

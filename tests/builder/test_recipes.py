@@ -25,6 +25,7 @@ def test_the_promised_recipes_are_packaged() -> None:
         "dasd",
         "dasd-smoke",
         "r1-cold-start",
+        "r1-cold-start-smoke",
         "r1-reasoning",
         "r1-reasoning-smoke",
         "r1-general",
@@ -33,7 +34,10 @@ def test_the_promised_recipes_are_packaged() -> None:
         "r1-mix-smoke",
         "r1-preference",
         "r1-preference-smoke",
+        "r1-rl",
+        "r1-rl-smoke",
         "r1-zero",
+        "r1-zero-smoke",
     }
 
 
@@ -62,7 +66,9 @@ def test_every_rule_and_selector_exists_and_every_parameter_is_declared(name: st
     assert set(selection.params) <= declared
 
 
-@pytest.mark.parametrize("name", ["gsm8k", "dasd", "r1-reasoning", "r1-general", "r1-mix"])
+@pytest.mark.parametrize(
+    "name", ["gsm8k", "dasd", "r1-cold-start", "r1-reasoning", "r1-general", "r1-mix", "r1-rl", "r1-zero"]
+)
 def test_full_size_recipes_have_a_smoke_sibling_of_the_same_shape(name: str) -> None:
     full, smoke = load_recipe(name), load_recipe(f"{name}-smoke")
     assert list(smoke.stages) == list(full.stages)
@@ -71,10 +77,21 @@ def test_full_size_recipes_have_a_smoke_sibling_of_the_same_shape(name: str) -> 
     assert smoke.selection.order == full.selection.order
     assert set(smoke.selection.rules) <= set(full.selection.rules)
     assert (smoke.mixed_policy is None) == (full.mixed_policy is None)
+    assert (smoke.rewrite is None) == (full.rewrite is None)
 
 
 @pytest.mark.parametrize(
-    "name", ["gsm8k-smoke", "dasd-smoke", "r1-reasoning-smoke", "r1-general-smoke", "r1-mix-smoke"]
+    "name",
+    [
+        "gsm8k-smoke",
+        "dasd-smoke",
+        "r1-cold-start-smoke",
+        "r1-reasoning-smoke",
+        "r1-general-smoke",
+        "r1-mix-smoke",
+        "r1-rl-smoke",
+        "r1-zero-smoke",
+    ],
 )
 def test_smoke_recipes_take_a_file_of_the_users(name: str) -> None:
     recipe = load_recipe(name, ["prompts.0.source=mine.jsonl"])
@@ -106,7 +123,7 @@ READABLE = {"mixed_language", "paragraph_too_long", "code_block_in_math"}
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("r1-")])
 def test_r1_reasoning_data_passes_the_papers_filter_for_readability(name: str) -> None:
     """arXiv:2501.12948 section 2.3.3; general replies, preference pairs and prompts for RL are no such data."""
-    is_reasoning = name in {"r1-cold-start", "r1-reasoning", "r1-reasoning-smoke", "r1-mix", "r1-mix-smoke"}
+    is_reasoning = name.removesuffix("-smoke") in {"r1-cold-start", "r1-reasoning", "r1-mix"}
     assert set(load_recipe(name).selection.rules) & READABLE == (READABLE if is_reasoning else set())
 
 

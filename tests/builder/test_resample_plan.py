@@ -13,7 +13,7 @@ from builder.console import Reporter
 from builder.errors import UsageError
 from builder.plan import make_plan
 from builder.recipe import load_recipe
-from builder.show import show_plan
+from builder.show_plan import show_plan
 from builder.store import Run
 
 

@@ -69,6 +69,7 @@ def test_staged_tables_follow_the_parts(tmp_path: Path) -> None:
         "stg_responses",
         "stg_verdicts",
         "stg_candidates",
+        "stg_rated_prompts",
         "reply_numbers",
         *RANKED,
     ]
@@ -80,6 +81,7 @@ def test_staged_tables_follow_the_parts(tmp_path: Path) -> None:
         "stg_scores",
         "stg_sentences",
         "stg_candidates",
+        "stg_rated_prompts",
         "reply_numbers",
         *RANKED,
     ]
@@ -159,7 +161,7 @@ def test_a_run_that_was_moved_is_staged_again(tmp_path: Path) -> None:
     build_staging(run, {})
     moved = Run(run.root.rename(tmp_path / "after"))
     assert query(moved.database, "select rule_name from stg_rejections").num_rows == 1
-    assert build_staging(moved, {}) == ["stg_rejections", "stg_candidates", *RANKED]
+    assert build_staging(moved, {}) == ["stg_rejections", "stg_candidates", "stg_rated_prompts", *RANKED]
     with duckdb.connect(str(moved.database), read_only=True) as connection:
         assert connection.execute("select count(*) from survivors").fetchall() == [(2,)]
 

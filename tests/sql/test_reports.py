@@ -15,7 +15,7 @@ from builder.staging import build_staging
 from builder.store import Run
 
 TABLES = ("stg_prompts", "stg_responses", "stg_rejections", "stg_selection", "stg_scores", "stg_sentences")
-TABLES += ("stg_verdicts", "survivors")
+TABLES += ("stg_verdicts", "stg_rewrites", "survivors")
 Row = dict[str, Any]
 
 
@@ -42,6 +42,27 @@ def report(empty: Path, name: str, given: dict[str, list[Row]], **params: Any) -
 @pytest.mark.parametrize("name", catalogue("reports"))
 def test_an_empty_run_gives_no_row(name: str, empty: Path) -> None:
     assert report(empty, name, {}) == []
+
+
+def test_funnel_counts_rewrites_in_the_place_of_replies_when_asked(empty: Path) -> None:
+    plain = {"prompt_id": "p", "temperature": 0.6, "completion_tokens": 10}
+    given = {
+        "stg_responses": [
+            {"response_id": "original", "role": "teacher", **plain},
+            {"response_id": "good", "role": "rewrite", **plain},
+            {"response_id": "bad", "role": "rewrite", **plain},
+            {"response_id": "cut", "role": "rewrite", **plain},
+        ],
+        "stg_rewrites": [
+            {"response_id": one, "prompt_id": "p", "original_id": "original", "outcome": outcome}
+            for one, outcome in (("good", "unchanged"), ("bad", "rewritten"), ("cut", "cut"))
+        ],
+        "stg_rejections": [{"response_id": "bad", "rule_name": "first"}],
+        "stg_selection": [{"stage": "low", "kind": "sft", "grain_id": "good"}],
+    }
+    rows = report(empty, "funnel", given, ranked_role="rewrite")
+    counts = {row["rule_name"]: row["breaks"] for row in rows if row["domain"] is None}
+    assert counts == {"(kept)": 1, "(not kept)": 1, "first": 1}
 
 
 def test_funnel_counts_rules_by_domain_and_temperature_and_lengths_of_kept_and_dropped(empty: Path) -> None:

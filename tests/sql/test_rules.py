@@ -134,3 +134,15 @@ def test_docs_have_a_row_for_every_rule_with_its_defaults() -> None:
 
 def test_margins_of_the_scores_are_those_that_the_selectors_accept() -> None:
     assert [round(margin * 20) for margin in MARGINS] == list(range(1, 11))
+
+
+def test_each_reply_breaks_one_of_the_rules_about_verdicts_or_is_correct(database: Path) -> None:
+    given = yaml.safe_load((CASES / "verdict_missing.yaml").read_text(encoding="utf-8"))["given"]
+    fill(database, given)
+    broken = [
+        row["response_id"]
+        for name in ("answer_wrong", "answer_unscorable", "verdict_missing")
+        for row in run_plain(database, RULES[name].read_text("utf-8"), {})
+    ]
+    correct = [row["response_id"] for row in given["stg_verdicts"] if row["verdict"] == "correct"]
+    assert sorted(broken + correct) == sorted(row["response_id"] for row in given["stg_responses"])

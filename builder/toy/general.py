@@ -1,0 +1,44 @@
+"""Prompts without a gold for the toy models: greetings. A good one says the name: what a preference can teach."""
+
+import json
+import random
+from itertools import product
+from typing import Any, Final
+
+from builder.toy.task import Problem, Split
+
+_ASKS: Final = ("Greet {name}.", "Say hello to {name}.", "Write a greeting for {name}.", "Welcome {name} to the club.")
+_FIRST: Final = ("Mia", "Ana", "Sara", "Tom", "Ben", "Leo")
+_LAST: Final = ("Ash", "Bell", "Cole", "Dean", "Ford", "Gray", "Hart", "Lane", "Moss", "Page", "Reed", "Shaw")
+NAMED: Final = ("Hello {name}!", "Good day, {name}!", "{name}, how nice to see you!")
+PLAIN: Final = ("Hello.", "Good day.", "Hi there.")
+
+
+def greetings(n: int, seed: int = 0, split: Split = "train") -> list[Problem]:
+    """The first n of the greetings of a split in a seeded order, at most 216 for training and 72 held out by name.
+
+    `gold` is the name: who reads a greeting can look for it.
+    """
+    people = [f"{first} {last}" for first, last in product(_FIRST, _LAST)]
+    people = [name for place, name in enumerate(people) if (place % 4 == 3) == (split == "held-out")]
+    every = [Problem(ask.format(name=name), name, "", (), ()) for ask, name in product(_ASKS, people)]
+    random.Random(f"greetings:{split}:{seed}").shuffle(every)
+    return every[:n]
+
+
+def greet(problem: Problem, rng: random.Random, named: float, thinks: float = 1.0) -> str:
+    """A greeting that says the name with probability `named`, after a thought with probability `thinks`."""
+    text = rng.choice(NAMED if rng.random() < named else PLAIN).format(name=problem.gold)
+    thought = rng.choice(("We greet {name}.", "A short greeting is asked for."))
+    return (f"<think>\n{thought.format(name=problem.gold)}\n</think>\n\n" if rng.random() < thinks else "") + text
+
+
+def prompt_row(problem: Problem) -> dict[str, Any]:
+    """A prompt as training sees it: without a gold, for nothing decides whether a greeting is right."""
+    return {"prompt": problem.question, "domain": "general", "language": "en"}
+
+
+def measured_row(problem: Problem) -> dict[str, Any]:
+    """The same for an evaluation that asks whether the name is said."""
+    checks = [{"id": "keywords:existence", "kwargs": {"keywords": [problem.gold]}}]
+    return prompt_row(problem) | {"gold": json.dumps(checks), "gold_type": "ifeval"}
