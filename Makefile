@@ -6,10 +6,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 
-.PHONY: demo test faults test-vllm bench vllm lint constraints clean
+.PHONY: demo r1 test faults test-vllm bench vllm lint constraints clean
 
 demo: $(VENV)/.train
 	$(BIN)/builder demo demo
+
+# The DeepSeek-R1 process at toy size, every box of it: docs/r1.md.
+r1: $(VENV)/.train
+	PATH="$(CURDIR)/$(BIN):$$PATH" docs/r1-loop.sh r1
 
 test: $(VENV)/.dev
 	$(BIN)/pytest -n logical --maxprocesses 4
@@ -48,7 +52,7 @@ constraints: $(VENV)/.dev
 	sed -E '/^(nvidia|cuda)-/d; s/\+cpu//' build/constraints-vllm.txt > constraints-vllm.txt
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) demo build dist
+	rm -rf $(VENV) $(VLLM_VENV) demo r1 build dist
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'

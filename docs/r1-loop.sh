@@ -45,7 +45,7 @@ cold=(r1-cold-start-smoke --quiet prompts.0.source=questions.jsonl $(teacher r1-
     rewrite.endpoints.0.url="$editor" rewrite.license=apache-2.0 release.license=apache-2.0)
 run builder generate "${cold[@]}"
 for step in verify rewrite verify; do run builder "$step" "${cold[@]}"; done
-run builder review "${cold[@]}" --export review.jsonl --sample 40
+[ -f review.jsonl ] || run builder review "${cold[@]}" --export review.jsonl --sample 40
 run python -m builder.toy.editor --review review.jsonl
 run builder review "${cold[@]}" --import review.jsonl
 run builder select "${cold[@]}"
@@ -67,7 +67,7 @@ run builder import "${general[@]}" answers.jsonl --format messages --temperature
 run builder run "${general[@]}"
 
 say "A15: the mix"
-mix=(r1-mix-smoke --quiet prompts.0.source=prompts.jsonl $(teacher rl-1) release.license=apache-2.0 stages.mix.quotas.rows=800)
+mix=(r1-mix-smoke --quiet prompts.0.source=prompts.jsonl $(teacher rl-1) release.license=apache-2.0 stages.mix.quotas.rows=500)
 for part in r1-reasoning-smoke r1-general-smoke; do run builder import "${mix[@]}" "runs/$part/releases/v1" --format release; done
 run builder verify "${mix[@]}"
 run builder select "${mix[@]}"

@@ -35,7 +35,7 @@ def greet(problem: Problem, rng: random.Random, named: float, thinks: float = 1.
 
 def prompt_row(problem: Problem) -> dict[str, Any]:
     """A prompt as training sees it: without a gold, for nothing decides whether a greeting is right."""
-    return {"prompt": problem.question, "domain": "general", "language": "en"}
+    return {"prompt": problem.question, "domain": "general", "language": "en", "license": "apache-2.0"}
 
 
 def measured_row(problem: Problem) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def write_materials(folder: Path, seed: int = 0) -> None:
 
 
 def _question(text: str, gold: str) -> dict[str, Any]:
-    return {"prompt": text, "gold": gold, "gold_type": "integer", "domain": "math", "language": "en"}
+    kind = {"gold_type": "integer", "domain": "math", "language": "en", "license": "apache-2.0"}
+    return {"prompt": text, "gold": gold} | kind
 
 
 def main() -> None:
