@@ -31,6 +31,7 @@ _STAGED: Final = (
 )  # fmt: skip
 _PATTERN: Final = re.compile(r"[*?\[]")
 """What read_parquet takes for a pattern: a run may lie in a folder named a[1]."""
+_NONE_KEPT: Final = "select null::varchar as response_id, null::varchar as stage, null::integer as position where false"
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,15 @@ class Replies:
 
     def ask(self, sql: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Rows of a statement by the names of their columns. Raises TableError where a part cannot be read."""
+        return self._ask(sql, list(values))
+
+    def ask_named(self, sql: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """As `ask`, with parameters by name."""
+        return self._ask(sql, dict(values))
+
+    def _ask(self, sql: str, values: list[Any] | dict[str, Any]) -> list[dict[str, Any]]:
         try:
-            answer = self.connection.execute(sql, list(values))
+            answer = self.connection.execute(sql, values)
             names = [column[0] for column in answer.description or ()]
             return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
         except duckdb.Error as error:
@@ -63,16 +71,19 @@ class Replies:
     def report(self, name: str, variables: Mapping[str, Value], *, indexed: bool = False) -> list[dict[str, Any]]:
         """Rows of a packaged SQL report, over all replies or those of the index."""
         self._set(variables)
-        for view, sql in VIEWS.items():
-            where = "is_indexed" if indexed else "true"
-            self.ask(f"create or replace view {view} as {sql.format(where=where)}")
+        self._name_views("is_indexed" if indexed else "true")
         return self.ask(catalogue("reports")[name].read_text(encoding="utf-8"))
 
     def rank(self, selector: str, variables: Mapping[str, Value], table: str) -> None:
         """Make a table of what a packaged selector ranks: response_id, rank. It counts at `counted_at`."""
         self._set({**variables, "teacher_margin": self.counted_at})
+        self._name_views("true")
         sql = catalogue("selectors")[selector].read_text(encoding="utf-8").strip().removesuffix(";")
         self.ask(f"create or replace temp table {table} as {sql}")
+
+    def _name_views(self, where: str) -> None:
+        for view, sql in VIEWS.items():
+            self.ask(f"create or replace view {view} as {sql.format(where=where)}")
 
     def _set(self, variables: Mapping[str, Value]) -> None:
         for name, value in variables.items():
@@ -98,28 +109,25 @@ def replies_of_run(run: Run, staged: Mapping[str, str | None], margin: float) ->
 
 
 @contextmanager
-def replies_of_release(database: Path, stages: Sequence[str], margin: float) -> Iterator[Replies]:
+def replies_of_release(database: Path, stages: Mapping[str, str], margin: float) -> Iterator[Replies]:
     """Candidates of a published release from the database that `published.database` makes; where it publishes none,
-    the rows of its stages of kind sft, which `stages` names in training order."""
+    the rows of its stages of kind sft, whose configs `stages` names. Raises TableError where it holds no reply."""
     with _opened() as connection:
         counted_at = nearest_margin(margin)
         made = Replies(connection, margin, counted_at, sentences=False, accounted=False)
         made.ask(f"attach {quoted(str(database))} as release (read_only)")
-        tables = {row["name"]: row for row in made.ask(
-            "select table_name as name from duckdb_tables() where database_name = 'release'")}  # fmt: skip
-        kept = " union all ".join(
-            f"select response_id, {quoted(stage)} as stage, position from release.{_named(stage)}"
-            for stage in stages
-            if _named(stage) in tables
-        ) or "select null::varchar as response_id, null::varchar as stage, null::integer as position where false"
-        made.ask(f"create view kept_rows as {kept}")
+        named = made.ask("select table_name from duckdb_tables() where database_name = 'release'")
+        tables = {row["table_name"] for row in named}
+        own = {stage: f'release."{_table(config)}"' for stage, config in stages.items() if _table(config) in tables}
+        kept = [f"select response_id, {quoted(stage)} as stage, position from {name}" for stage, name in own.items()]
+        made.ask(f"create view kept_rows as {' union all '.join(kept) or _NONE_KEPT}")
         if "candidates" in tables:
             _check_candidates(made)
             made.ask(FROM_CANDIDATES.format(slot=MARGINS.index(counted_at) + 1, indexed=INDEXED))
         else:
-            rows = " union all by name ".join(f"from release.{_named(name)}" for name in stages if _named(name) in tables)
-            if not rows:
+            if not own:
                 raise TableError("The release holds neither candidates nor a stage of kind sft: no reply to report.")
+            rows = " union all by name ".join(f"from {name}" for name in own.values())
             made.ask(FROM_STAGES.format(rows=rows, indexed=INDEXED))
         made.ask(NO_SENTENCES)
         yield made
@@ -141,9 +149,9 @@ def _opened() -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
-def _named(config: str) -> str:
+def _table(config: str) -> str:
     """The table that `published.database` makes of a config."""
-    return '"' + re.sub("[-./]", "_", config) + '"'
+    return re.sub("[-./]", "_", config)
 
 
 def _check_candidates(made: Replies) -> None:

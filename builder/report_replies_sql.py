@@ -3,7 +3,8 @@
 Columns: response_id, prompt_id, domain, temperature, role, sample_index, completion_tokens, finish_reason,
 prefix_chars; verdict (that decides); where the score is ok teacher_counts, student_counts, counted_sentences,
 mean_delta, and teacher_sentences (at `slot`); distinct_4gram_share; rules (names of those it breaks, sorted); stages
-(where it is kept), position and rank of the first; ranks (whether a selector sees it); is_indexed.
+(where it is kept), position and rank of the first; ranks (whether a selector sees it); is_indexed. Table `probabilities`: exp of the mean logprob of a reply's tokens, as in
+sql/reports/temperature.sql, for those of the index.
 """
 
 from typing import Final
@@ -79,7 +80,23 @@ create view questions as select prompt_id, messages, gold from prompts;
 create view sentence_lists as
 select sentences.* exclude (student_id)
 from sentences
-where sentences.student_id = getvariable('student_id')
+where sentences.student_id = getvariable('student_id');
+
+create temp table probabilities as
+with
+sentence as (
+    select
+        lists.response_id,
+        unnest(lists.teacher_tokens) as tokens,
+        unnest(lists.p_teacher)::double as probability
+    from sentence_lists as lists
+    semi join replies on replies.response_id = lists.response_id and replies.is_indexed
+)
+
+select response_id, exp(sum(tokens * ln(greatest(probability, 1e-45))) / sum(tokens)) as probability
+from sentence
+where tokens > 0
+group by response_id
 """
 )
 
@@ -208,7 +225,8 @@ select
     null::varchar as response_id, null::integer[] as byte_end, null::integer[] as teacher_tokens,
     null::integer[] as student_tokens, null::float[] as p_teacher, null::float[] as p_student
 where false;
-create view sentence_lists as from sentences
+create view sentence_lists as from sentences;
+create temp table probabilities as select null::varchar as response_id, null::double as probability where false
 """
 
 # How packaged reports and selectors call what they read; sentences are read for the index only.

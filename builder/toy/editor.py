@@ -29,7 +29,7 @@ def reply_to(messages: list[dict[str, str]]) -> str:
         return rewritten(parts["REASONING"], parts["ANSWER"])
     if "FIRST REPLY" in parts:
         return _vote(nonce, "first" if is_first_better(parts) else "second")
-    return _vote(nonce, "correct" if _last(parts["CANDIDATE"]) == _last(parts["REFERENCE"]) else "wrong")
+    return _vote(nonce, "correct" if _last(parts["ANSWER"]) == _last(parts["REFERENCE"]) else "wrong")
 
 
 def rewritten(reasoning: str, answer: str) -> str:

@@ -60,7 +60,7 @@ def test_the_editor_rewrites_in_english_and_keeps_the_answer() -> None:
 
 @pytest.mark.parametrize(("said", "verdict"), [("It is 27.", "correct"), ("It is 72.", "wrong"), ("No idea.", "wrong")])
 def test_the_editor_judges_by_the_last_number(said: str, verdict: str) -> None:
-    task = asked(ANSWER, {"QUESTION": "?", "REFERENCE": "27", "CANDIDATE": said}, 0)
+    task = asked(ANSWER, {"QUESTION": "?", "REFERENCE": "27", "ANSWER": said}, 0)
     vote = parse_vote(reply_to(task.messages))
     assert vote and (vote.nonce, vote.verdict) == (task.nonce, verdict)
 
