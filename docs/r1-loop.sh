@@ -67,7 +67,7 @@ run builder import "${general[@]}" answers.jsonl --format messages --temperature
 run builder run "${general[@]}"
 
 say "A15: the mix"
-mix=(r1-mix-smoke --quiet prompts.0.source=prompts.jsonl $(teacher rl-1) release.license=apache-2.0 stages.mix.quotas.rows=500)
+mix=(r1-mix-smoke --quiet prompts.0.source=prompts.jsonl $(teacher rl-1) release.license=apache-2.0 stages.mix.quotas.rows=1400)
 for part in r1-reasoning-smoke r1-general-smoke; do run builder import "${mix[@]}" "runs/$part/releases/v1" --format release; done
 run builder verify "${mix[@]}"
 run builder select "${mix[@]}"
@@ -93,6 +93,6 @@ train runs/r1-mix-smoke/releases/v1 student distilled defaults.num_train_epochs=
 
 say "pass@1 after each box, at T = 1.0: questions with the right number, greetings that say the name"
 kill "$serving" && serving=
-run builder eval r1-zero-smoke prompts.0.source=questions.jsonl --questions held-out-questions.jsonl \
+run builder eval r1-zero-smoke --quiet prompts.0.source=questions.jsonl generation.max_tokens=300 --questions held-out-questions.jsonl \
     --questions held-out-greetings.jsonl $(printf -- '--model boxes/%s ' base r1-zero cold-start rl-1 sft rl-2 student distilled)
 say "done; boxes/*/training.json name the release and the models that each one came from"

@@ -53,7 +53,7 @@ def _slipped(result: int, share: float, rng: random.Random) -> int:
 
 def _drawn(count: int, seed: int) -> Drawn:
     some = round(count * GREETINGS)
-    drawn = problems(count - some, seed) + random.Random(seed).choices(greetings(1000), k=some)
+    drawn = problems(count - some, seed) + greetings(some, seed)
     random.Random(seed).shuffle(drawn)
     return drawn
 

@@ -18,7 +18,7 @@ _PART: Final = re.compile(
     r"^\[(?P<name>[A-Z ]+) (?P<nonce>[0-9a-f]{16})\]\n(.*?)\n\[END (?P=name) (?P=nonce)\]$", re.MULTILINE | re.DOTALL
 )
 _WORDS: Final = {"先": "First", "再": "Then"}
-_NAME: Final = re.compile(r"\b[A-Z][a-z]+ [A-Z][a-z]+\b")
+_NAME: Final = re.compile(r"^[A-Z][a-z]+")  # a greeting is asked for a person, who comes first
 
 
 def reply_to(messages: list[dict[str, str]]) -> str:
@@ -47,7 +47,7 @@ def is_first_better(parts: dict[str, str]) -> bool:
     if "REFERENCE" in parts:
         first, second = (_last(text) == _last(parts["REFERENCE"]) for text in replies)
     else:
-        named = _NAME.search(parts["QUESTION"])
+        named = _NAME.match(parts["QUESTION"])
         first, second = (bool(named and named[0] in text) for text in replies)
     # In both orders the same one, where nothing else tells them apart.
     return first if first != second else (len(replies[0]), replies[0]) >= (len(replies[1]), replies[1])

@@ -5,25 +5,28 @@ import random
 from itertools import product
 from typing import Any, Final
 
-from builder.toy.task import Problem, Split
+from builder.toy.task import ITEMS, NAMES, Problem, Split
 
-_ASKS: Final = ("Greet {name}.", "Say hello to {name}.", "Write a greeting for {name}.", "Welcome {name} to the club.")
-_FIRST: Final = ("Mia", "Ana", "Sara", "Tom", "Ben", "Leo")
-_LAST: Final = ("Ash", "Bell", "Cole", "Dean", "Ford", "Gray", "Hart", "Lane", "Moss", "Page", "Reed", "Shaw")
+_ASKS: Final = (
+    "{name} comes by with {number} {items}. Greet {name}.",
+    "{name} brings {number} {items}. Say hello to {name}.",
+    "{name} wants to see {number} {items}. Welcome {name}.",
+)
 NAMED: Final = ("Hello {name}!", "Good day, {name}!", "{name}, how nice to see you!")
 PLAIN: Final = ("Hello.", "Good day.", "Hi there.")
 
 
 def greetings(n: int, seed: int = 0, split: Split = "train") -> list[Problem]:
-    """The first n of the greetings of a split in a seeded order, at most 216 for training and 72 held out by name.
+    """The first n of the greetings of a split in a seeded order; the splits share no number.
 
     `gold` is the name: who reads a greeting can look for it.
     """
-    people = [f"{first} {last}" for first, last in product(_FIRST, _LAST)]
-    people = [name for place, name in enumerate(people) if (place % 4 == 3) == (split == "held-out")]
-    every = [Problem(ask.format(name=name), name, "", (), ()) for ask, name in product(_ASKS, people)]
-    random.Random(f"greetings:{split}:{seed}").shuffle(every)
-    return every[:n]
+    numbers = [number for number in range(11, 100) if (number % 8 == 3) == (split == "held-out")]
+    found = []
+    for ask, name, items, number in product(_ASKS, NAMES, ITEMS, numbers):
+        found.append(Problem(ask.format(name=name, number=number, items=items), name, items, (number,), ()))
+    random.Random(f"greetings:{split}:{seed}").shuffle(found)
+    return found[:n]
 
 
 def greet(problem: Problem, rng: random.Random, named: float, thinks: float = 1.0) -> str:

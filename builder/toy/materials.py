@@ -10,14 +10,14 @@ from builder.store import write_text
 from builder.toy.general import greet, greetings, measured_row, prompt_row
 from builder.toy.task import problems
 
-QUESTIONS, HELD_OUT, ANSWERED = 600, 300, 60
+QUESTIONS, GREETINGS, HELD_OUT, ANSWERED = 900, 450, 300, 90
 
 
 def write_materials(folder: Path, seed: int = 0) -> None:
     """Questions with golds, greetings without, both together, both held out, and answers of an earlier fine-tuning."""
     questions = [_question(problem.question, problem.gold) for problem in problems(QUESTIONS, seed, carries=False)]
     held_out = problems(HELD_OUT, seed, "held-out", carries=False)
-    asked = greetings(1000, seed)
+    asked = greetings(GREETINGS, seed)
     general = [prompt_row(problem) for problem in asked]
     rng = random.Random(seed)
     answered = [(problem.question, greet(problem, rng, named=0.5, thinks=0)) for problem in asked[:ANSWERED]]
@@ -26,7 +26,7 @@ def write_materials(folder: Path, seed: int = 0) -> None:
         "general": general,
         "prompts": questions + general,
         "held-out-questions": [_question(problem.question, problem.gold) for problem in held_out],
-        "held-out-greetings": [measured_row(problem) for problem in greetings(1000, seed, "held-out")],
+        "held-out-greetings": [measured_row(problem) for problem in greetings(HELD_OUT, seed, "held-out")],
         "answers": [
             {"messages": [{"role": "user", "content": one}, {"role": "assistant", "content": two}], "domain": "general"}
             for one, two in answered

@@ -16,8 +16,8 @@ Operation = Literal["add", "subtract", "multiply"]
 HELD_OUT_SHARE = 0.125
 LARGEST_TOTAL = 99  # a student of 0.2 million parameters learns two digits within a minute, three not
 
-_NAMES = {"Mia": "She", "Ana": "She", "Sara": "She", "Tom": "He", "Ben": "He", "Leo": "He"}
-_ITEMS = ("pens", "books", "cards", "coins", "apples", "stamps")
+NAMES = {"Mia": "She", "Ana": "She", "Sara": "She", "Tom": "He", "Ben": "He", "Leo": "He"}
+ITEMS = ("pens", "books", "cards", "coins", "apples", "stamps")
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ def problems(n: int, seed: int = 0, split: Split = "train", *, carries: bool = T
     while len(found) < n:
         story = rng.choice(STORIES)
         numbers = tuple(rng.randint(low, high) for low, high in story.ranges)
-        name, items = rng.choice(list(_NAMES)), rng.choice(_ITEMS)
+        name, items = rng.choice(list(NAMES)), rng.choice(ITEMS)
         totals = _totals(numbers, story.steps)
         if not all(2 <= total <= LARGEST_TOTAL for total in totals) or _split(story, numbers) != split:
             continue
         if not carries and _carries(totals, numbers, story.steps):
             continue
-        question = story.text.format(*numbers, name=name, She=_NAMES[name], items=items)
+        question = story.text.format(*numbers, name=name, She=NAMES[name], items=items)
         found.setdefault(question, Problem(question, str(totals[-1]), items, numbers, story.steps))
     return list(found.values())
 

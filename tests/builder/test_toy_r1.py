@@ -18,10 +18,10 @@ from builder.toy.task import problems
 from builder.verifiers import verify_answer
 
 
-def test_greetings_of_both_splits_share_no_name() -> None:
+def test_greetings_of_both_splits_share_no_number() -> None:
     train, held_out = greetings(1000), greetings(1000, 0, "held-out")
-    assert (len(train), len(held_out)) == (216, 72)
-    assert not {one.gold for one in train} & {one.gold for one in held_out}
+    assert not {one.numbers for one in train} & {one.numbers for one in held_out}
+    assert len({one.question for one in train}) == 1000
     assert [one.question for one in greetings(9, 1)] != [one.question for one in greetings(9, 2)]
 
 
@@ -65,11 +65,11 @@ def test_the_editor_judges_by_the_last_number(said: str, verdict: str) -> None:
     assert vote and (vote.nonce, vote.verdict) == (task.nonce, verdict)
 
 
-@pytest.mark.parametrize(("one", "two"), [("Hello Mia Ash!", "Hello."), ("Hello there.", "Hello."), ("Hi.", "Ho.")])
+@pytest.mark.parametrize(("one", "two"), [("Hello Mia!", "Hello."), ("Hello there.", "Hello."), ("Hi.", "Ho.")])
 def test_the_editor_prefers_the_same_reply_in_both_orders(one: str, two: str) -> None:
-    better = max((one, two), key=lambda text: ("Mia Ash" in text, len(text), text))
+    better = max((one, two), key=lambda text: ("Mia" in text, len(text), text))
     for first, second in ((one, two), (two, one)):
-        parts = {"QUESTION": "Greet Mia Ash.", "FIRST REPLY": first, "SECOND REPLY": second}
+        parts = {"QUESTION": "Mia comes by with 12 pens. Greet Mia.", "FIRST REPLY": first, "SECOND REPLY": second}
         vote = parse_vote(reply_to(asked(PAIR, parts, 0).messages))
         assert vote and vote.verdict == ("first" if first == better else "second")
 
