@@ -52,8 +52,8 @@ def test_most_greetings_of_the_base_forget_the_name() -> None:
 
 
 def test_the_editor_rewrites_in_english_and_keeps_the_answer() -> None:
-    row = {"messages": [{"role": "user", "content": "?"}], "reasoning": "先 take 3: ok.\n先 take 3: ok.\n再 add \ufffd1.",
-           "answer": "The answer is 4."}  # fmt: skip
+    thoughts = "先 take 3: ok.\n先 take 3: ok.\n再 add \ufffd1."
+    row = {"messages": [{"role": "user", "content": "?"}], "reasoning": thoughts, "answer": "The answer is 4."}
     reasoning, answer, _ = split_reasoning(reply_to(asked_to_rewrite(row, 0).messages))
     assert reasoning == "First take 3: ok.\nThen add 1." and answer == "The answer is 4."
 
