@@ -36,7 +36,7 @@ say "A1, B1: a base model, which can calculate and writes as the web does"
 box base models/base
 
 say "A5, A7: R1-Zero, GRPO from the base on rules alone: accuracy and format"
-run builder run r1-zero-smoke --quiet prompts.0.source=questions.jsonl
+run builder run r1-zero-smoke --quiet prompts.0.source=questions.jsonl release.license=apache-2.0
 train runs/r1-zero-smoke/releases/v1 base r1-zero 'stages.grpo.rewards={language: 0}'
 
 say "A2, B3: cold start: R1-Zero answers, right and readable replies are rewritten, verified again, read by people"
@@ -67,7 +67,7 @@ run builder import "${general[@]}" answers.jsonl --format messages --temperature
 run builder run "${general[@]}"
 
 say "A15: the mix"
-mix=(r1-mix-smoke --quiet prompts.0.source=prompts.jsonl $(teacher rl-1) release.license=apache-2.0 stages.mix.quotas.rows=1400)
+mix=(r1-mix-smoke --quiet prompts.0.source=prompts.jsonl $(teacher rl-1) release.license=apache-2.0 stages.mix.quotas.rows=1200)
 for part in r1-reasoning-smoke r1-general-smoke; do run builder import "${mix[@]}" "runs/$part/releases/v1" --format release; done
 run builder verify "${mix[@]}"
 run builder select "${mix[@]}"
@@ -83,16 +83,17 @@ run builder run r1-preference-smoke --quiet prompts.0.source=prompts.jsonl $(tea
 train runs/r1-preference-smoke/releases/v1 sft preference
 
 say "A17, A18, B9, B10, B11: RL 2: rules, then rules and preference"
-run builder run r1-rl-smoke --quiet prompts.0.source=prompts.jsonl
-train runs/r1-rl-smoke/releases/v1 sft rl-2 stages.rl-preference.reward_models.helpfulness=boxes/preference
+run builder run r1-rl-smoke --quiet prompts.0.source=prompts.jsonl release.license=apache-2.0
+train runs/r1-rl-smoke/releases/v1 sft rl-2 stages.rl-preference.reward_models.helpfulness=boxes/preference \
+    stages.rl-preference.rewards.helpfulness=1.0
 
 say "A19 to A21, B12 to B14: a smaller student, by SFT on the mix"
 [ -d models/student ] || run python -m builder.toy.train student models/student
 box student models/student
 train runs/r1-mix-smoke/releases/v1 student distilled defaults.num_train_epochs=8 defaults.learning_rate=7e-3 defaults.lr_scheduler_type=cosine
 
-say "pass@1 after each box, at T = 1.0: questions with the right number, greetings that say the name"
+say "pass@1 after each box, at T = 1.0: questions with the right number, ends of stories that say what is left of what"
 kill "$serving" && serving=
-run builder eval r1-zero-smoke --quiet prompts.0.source=questions.jsonl generation.max_tokens=300 --questions held-out-questions.jsonl \
-    --questions held-out-greetings.jsonl $(printf -- '--model boxes/%s ' base r1-zero cold-start rl-1 sft rl-2 student distilled)
+run builder eval r1-zero-smoke prompts.0.source=questions.jsonl generation.max_tokens=300 --questions held-out-questions.jsonl \
+    --questions held-out-stories.jsonl $(printf -- '--model boxes/%s ' base r1-zero cold-start rl-1 sft rl-2 student distilled)
 say "done; boxes/*/training.json name the release and the models that each one came from"

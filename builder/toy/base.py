@@ -1,7 +1,7 @@
 """The toy base model of the R1 process: it can calculate, but writes as the web does.
 
 `python -m builder.toy.base OUT` trains it from the shipped teacher. Calculations slip, tags go missing, Chinese words
-come in between, and most greetings forget the name: what each step of the process is there to mend.
+come in between, and most ends of stories are vague: what each step of the process is there to mend.
 """
 
 import argparse
@@ -9,19 +9,19 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from builder.toy.general import greet, greetings
+from builder.toy.general import stories, tell
 from builder.toy.task import Problem, problems, reply, right_result
 from builder.toy.train import TEACHER, Drawn, fit, load, save
 
 STEPS, BATCH, LEARNING_RATE = 200, 16, 2e-3
-GREETINGS = 0.25  # of the examples
+STORIES = 0.25  # of the examples
 SLIPS, SLIPS_IN_MIXED = (
     0.22,
     0.06,
 )  # of the calculations; fewer where languages mix, so that accuracy does not mend that
 MIXED = 0.4  # of the replies
 UNTAGGED = 0.2
-NAMED = 0.2  # of the greetings
+CLEAR = 0.2  # of the ends
 _CHINESE = {"First ": "先 ", "Then ": "再 "}
 
 
@@ -34,9 +34,9 @@ def make_base(out: Path, seed: int = 0, threads: int = 2, log: Callable[[str], N
 
 
 def as_the_web_writes(problem: Problem, rng: random.Random) -> str:
-    """A reply with slips of calculation, missing tags and Chinese words; a greeting that often forgets the name."""
+    """A reply with slips of calculation, missing tags and Chinese words; an end that is often vague."""
     if not problem.steps:
-        text = greet(problem, rng, NAMED, 1 - UNTAGGED)
+        text = tell(problem, rng, CLEAR, 1 - UNTAGGED)
     else:
         mixed = rng.random() < MIXED
         slips = SLIPS_IN_MIXED if mixed else SLIPS
@@ -52,8 +52,8 @@ def _slipped(result: int, share: float, rng: random.Random) -> int:
 
 
 def _drawn(count: int, seed: int) -> Drawn:
-    some = round(count * GREETINGS)
-    drawn = problems(count - some, seed) + greetings(some, seed)
+    some = round(count * STORIES)
+    drawn = problems(count - some, seed) + stories(some, seed)
     random.Random(seed).shuffle(drawn)
     return drawn
 

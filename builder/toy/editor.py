@@ -14,11 +14,13 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from builder.toy.task import ITEMS
+
 _PART: Final = re.compile(
     r"^\[(?P<name>[A-Z ]+) (?P<nonce>[0-9a-f]{16})\]\n(.*?)\n\[END (?P=name) (?P=nonce)\]$", re.MULTILINE | re.DOTALL
 )
 _WORDS: Final = {"先": "First", "再": "Then"}
-_NAME: Final = re.compile(r"^[A-Z][a-z]+")  # a greeting is asked for a person, who comes first
+_THINGS: Final = re.compile(rf"\b({'|'.join(ITEMS)})\b")
 
 
 def reply_to(messages: list[dict[str, str]]) -> str:
@@ -42,12 +44,12 @@ def rewritten(reasoning: str, answer: str) -> str:
 
 
 def is_first_better(parts: dict[str, str]) -> bool:
-    """The reply whose final number is the reference's; else the greeting that says the name, else the longer one."""
+    """The reply whose final number is the reference's; else the end that names the things, else the longer one."""
     replies = parts["FIRST REPLY"], parts["SECOND REPLY"]
     if "REFERENCE" in parts:
         first, second = (_last(text) == _last(parts["REFERENCE"]) for text in replies)
     else:
-        named = _NAME.match(parts["QUESTION"])
+        named = _THINGS.search(parts["QUESTION"])
         first, second = (bool(named and named[0] in text) for text in replies)
     # In both orders the same one, where nothing else tells them apart.
     return first if first != second else (len(replies[0]), replies[0]) >= (len(replies[1]), replies[1])

@@ -7,26 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from builder.store import write_text
-from builder.toy.general import greet, greetings, measured_row, prompt_row
+from builder.toy.general import measured_row, prompt_row, stories, tell
 from builder.toy.task import problems
 
-QUESTIONS, GREETINGS, HELD_OUT, ANSWERED = 900, 450, 300, 90
+QUESTIONS, STORIES, HELD_OUT, ANSWERED = 900, 450, 300, 90
 
 
 def write_materials(folder: Path, seed: int = 0) -> None:
-    """Questions with golds, greetings without, both together, both held out, and answers of an earlier fine-tuning."""
+    """Questions with golds, stories without, both together, both held out, and answers of an earlier fine-tuning."""
     questions = [_question(problem.question, problem.gold) for problem in problems(QUESTIONS, seed, carries=False)]
     held_out = problems(HELD_OUT, seed, "held-out", carries=False)
-    asked = greetings(GREETINGS, seed)
+    asked = stories(STORIES, seed)
     general = [prompt_row(problem) for problem in asked]
     rng = random.Random(seed)
-    answered = [(problem.question, greet(problem, rng, named=0.5, thinks=0)) for problem in asked[:ANSWERED]]
+    answered = [(problem.question, tell(problem, rng, clear=0.5, thinks=0)) for problem in asked[:ANSWERED]]
     files: dict[str, list[dict[str, Any]]] = {
         "questions": questions,
         "general": general,
         "prompts": questions + general,
         "held-out-questions": [_question(problem.question, problem.gold) for problem in held_out],
-        "held-out-greetings": [measured_row(problem) for problem in greetings(HELD_OUT, seed, "held-out")],
+        "held-out-stories": [measured_row(problem) for problem in stories(HELD_OUT, seed, "held-out")],
         "answers": [
             {"messages": [{"role": "user", "content": one}, {"role": "assistant", "content": two}], "domain": "general"}
             for one, two in answered

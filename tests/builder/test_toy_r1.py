@@ -1,4 +1,4 @@
-"""What the toy R1 process is made of: greetings, how the base writes, and the program that rewrites and judges."""
+"""What the toy R1 process is made of: stories, how the base writes, and the program that rewrites and judges."""
 
 import json
 import random
@@ -12,26 +12,26 @@ from builder.rewrite_prompt import asked_to_rewrite
 from builder.text import split_reasoning
 from builder.toy.base import as_the_web_writes
 from builder.toy.editor import reply_to, review
-from builder.toy.general import NAMED, PLAIN, greet, greetings, measured_row, prompt_row
+from builder.toy.general import CLEAR, VAGUE, measured_row, prompt_row, stories, tell
 from builder.toy.materials import write_materials
 from builder.toy.task import problems
 from builder.verifiers import verify_answer
 
 
-def test_greetings_of_both_splits_share_no_number() -> None:
-    train, held_out = greetings(1000), greetings(1000, 0, "held-out")
+def test_stories_of_both_splits_share_no_number() -> None:
+    train, held_out = stories(1000), stories(1000, 0, "held-out")
     assert not {one.numbers for one in train} & {one.numbers for one in held_out}
     assert len({one.question for one in train}) == 1000
-    assert [one.question for one in greetings(9, 1)] != [one.question for one in greetings(9, 2)]
+    assert [one.question for one in stories(9, 1)] != [one.question for one in stories(9, 2)]
 
 
-@pytest.mark.parametrize("template", [*NAMED, *PLAIN])
-def test_a_greeting_is_measured_by_the_name_in_it(template: str) -> None:
-    problem = greetings(1)[0]
+@pytest.mark.parametrize("template", [*CLEAR, *VAGUE])
+def test_an_end_is_measured_by_the_things_it_names(template: str) -> None:
+    problem = stories(1)[0]
     row = measured_row(problem)
     assert read_instructions(row["gold"]) and "gold" not in prompt_row(problem)
-    verdict = verify_answer(row["gold"], "ifeval", template.format(name=problem.gold)).verdict
-    assert verdict == ("correct" if template in NAMED else "wrong")
+    verdict = verify_answer(row["gold"], "ifeval", template.format(items=problem.gold)).verdict
+    assert verdict == ("correct" if template in CLEAR else "wrong")
 
 
 def test_the_base_writes_right_and_wrong_sound_and_broken_in_one_language_and_in_two() -> None:
@@ -44,8 +44,8 @@ def test_the_base_writes_right_and_wrong_sound_and_broken_in_one_language_and_in
     assert 0.1 < sum(text.count("<think>") + text.count("</think>") < 2 for text in texts) / 300 < 0.4
 
 
-def test_most_greetings_of_the_base_forget_the_name() -> None:
-    asked_for = greetings(216)
+def test_most_stories_of_the_base_are_vague() -> None:
+    asked_for = stories(216)
     texts = [as_the_web_writes(problem, random.Random(place)) for place, problem in enumerate(asked_for)]
     named = [one.gold in text.split("\n")[-1] for one, text in zip(asked_for, texts, strict=True)]
     assert 0.1 < sum(named) / len(named) < 0.4
@@ -65,11 +65,13 @@ def test_the_editor_judges_by_the_last_number(said: str, verdict: str) -> None:
     assert vote and (vote.nonce, vote.verdict) == (task.nonce, verdict)
 
 
-@pytest.mark.parametrize(("one", "two"), [("Hello Mia!", "Hello."), ("Hello there.", "Hello."), ("Hi.", "Ho.")])
+@pytest.mark.parametrize(
+    ("one", "two"), [("Some pens.", "They have it now."), ("They all have it.", "He has."), ("In.", "At.")]
+)
 def test_the_editor_prefers_the_same_reply_in_both_orders(one: str, two: str) -> None:
-    better = max((one, two), key=lambda text: ("Mia" in text, len(text), text))
+    better = max((one, two), key=lambda text: ("pens" in text, len(text), text))
     for first, second in ((one, two), (two, one)):
-        parts = {"QUESTION": "Mia comes by with 12 pens. Greet Mia.", "FIRST REPLY": first, "SECOND REPLY": second}
+        parts = {"QUESTION": "Mia finds 12 pens. How does this end?", "FIRST REPLY": first, "SECOND REPLY": second}
         vote = parse_vote(reply_to(asked(PAIR, parts, 0).messages))
         assert vote and vote.verdict == ("first" if first == better else "second")
 
@@ -96,9 +98,9 @@ def test_materials_are_the_same_every_time_and_ask_nothing_that_is_held_out(tmp_
     rows = {name: [json.loads(line) for line in text.splitlines()] for name, text in files.items()}
     asked_for = {row["prompt"] for row in rows["prompts"]}
     assert asked_for == {row["prompt"] for row in rows["questions"] + rows["general"]}
-    assert not asked_for & {row["prompt"] for row in rows["held-out-questions"] + rows["held-out-greetings"]}
+    assert not asked_for & {row["prompt"] for row in rows["held-out-questions"] + rows["held-out-stories"]}
     assert {len(row["messages"]) for row in rows["answers"]} == {2}
 
 
-def test_a_greeting_may_have_thoughts() -> None:
-    assert greet(greetings(1)[0], random.Random(0), named=1.0).count("<think>") == 1
+def test_an_end_may_have_thoughts() -> None:
+    assert tell(stories(1)[0], random.Random(0), clear=1.0).count("<think>") == 1
