@@ -1,4 +1,4 @@
-"""Prompts without a gold for the toy models: how does a story end? A good end says what of, which preferences can teach.
+"""Prompts without a gold for the toy models: how does a story end? A good end says what of, as preferences can teach.
 
 All words are those of the arithmetic task, which the tokenizers know.
 """
