@@ -1,5 +1,7 @@
 """The report: one file, right numbers, and strangers' text shown as text."""
 
+import base64
+import hashlib
 import json
 import os
 import re
@@ -20,8 +22,9 @@ from builder.cli import app
 from builder.errors import TableError, UsageError
 from builder.models import student_id
 from builder.release import release
-from builder.report import collect, render_report, visible, write_report
+from builder.report import collect
 from builder.report_numbers import Measured, readings
+from builder.report_page import visible, write_report
 from builder.report_sql import Place, provenance
 from builder.rules import catalogue
 from builder.sqlrun import query
@@ -29,7 +32,7 @@ from builder.staging import build_staging, staging_variables
 from builder.store import Run, columns_table
 from builder.text import canonical_text, sentence_byte_ends
 
-VOID = {"meta", "rect", "line", "circle", "br", "path"}
+VOID = {"meta", "rect", "line", "circle", "br", "path", "input"}
 EVIL = (
     "</style></div><script>alert(1)</script><svg onload=alert(2)><img src=x onerror=alert(3)>"
     "\"' \u202etxet\x00 \r\n&amp; {{ 7 * 7 }}"
@@ -44,7 +47,8 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
         self.text = ""
-        self.sentences: list[str] = []
+        self.shown = ""
+        self.data = ""
         self.feed(page)
         self.close()
 
@@ -52,8 +56,6 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
-        if tag == "span" and (dict(attrs).get("title") or "").startswith("sentence "):
-            self.sentences.append("")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -62,9 +64,11 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("script", "style"):
+            self.data += data if self.tags[-1][1].get("type") == "application/json" else ""
+            return
         self.text += data
-        if "span" in self.open and self.sentences:
-            self.sentences[-1] += chr(int(data[2:], 16)) if self.open[-1] == "b" else data
+        self.shown += chr(int(data[2:], 16)) if self.open and self.open[-1] == "b" else data
 
 
 def sentences_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +105,7 @@ def evaluate(run: Run, *found: Measured) -> None:
 
 
 def page_of(run: Run, **changes: Any) -> str:
-    return write_report(run, recipe(**changes)).read_text("utf-8")
+    return write_report(collect(run, recipe(**changes)), run.report).read_text("utf-8")
 
 
 def test_page_is_one_file_that_asks_for_nothing_and_nests(made: Selected) -> None:
@@ -112,13 +116,28 @@ def test_page_is_one_file_that_asks_for_nothing_and_nests(made: Selected) -> Non
     assert not re.search(r"https?://|@import|url\(", text)
     page = Page(text)
     assert not page.open
-    assert not {"script", "link", "img", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
+    assert not {"link", "img", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
+    assert [values for tag, values in page.tags if tag == "script"] == [{"type": "application/json", "id": "data"}, {}]
+    assert not any("style" in values for _, values in page.tags)  # which the policy would refuse
     assert all(values["href"].startswith("#") for tag, values in page.tags if tag == "a" and values["href"] is not None)
     ids = [values["id"] for _, values in page.tags if "id" in values]
     assert len(ids) == len(set(ids))
     assert all(values["href"][1:] in ids for tag, values in page.tags if tag == "a" and values["href"])
     assert all("scope" in values for tag, values in page.tags if tag == "th")
+    labelled = {values["for"] for tag, values in page.tags if tag == "label"}
+    assert labelled == {values["id"] for tag, values in page.tags if tag in ("input", "select")}
     assert str(run.root) not in text
+
+
+def test_policy_allows_this_style_sheet_and_this_script_alone(made: Selected) -> None:
+    text = page_of(made[0])
+    (policy,) = (values["content"] or "" for tag, values in Page(text).tags if "http-equiv" in values)
+    for tag, directive in (("style", "style-src"), ("script", "script-src")):
+        (body,) = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        wanted = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
+        assert f"{directive} 'sha256-{wanted}'" in policy
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
 
 
 def test_command_writes_the_page_where_it_is_asked_to(made: Selected, tmp_path: Path) -> None:
@@ -133,20 +152,6 @@ def test_command_writes_the_page_where_it_is_asked_to(made: Selected, tmp_path: 
 def test_same_run_gives_the_same_page(made: Selected) -> None:
     run = with_sentences(made)
     assert page_of(run) == page_of(run)
-
-
-def test_sentences_on_the_page_are_those_of_the_replies(made: Selected) -> None:
-    run = with_sentences(made)
-    found = collect(run, recipe())
-    shown = [one.reply.response_id for one in found.samples]
-    first = run.scan("selection").filter(stage="low-temperature").sort("position").collect()["grain_id"]
-    assert shown == first.to_list()
-    texts = {row["response_id"]: row for row in run.read("responses").to_dicts()}
-    wanted = "".join(texts[name]["reasoning"] + texts[name]["answer"] for name in shown)
-    assert "".join(Page(render_report(found)).sentences) == wanted
-    first_lens = found.samples[0].lens
-    assert (first_lens.count("student"), first_lens.count("common")) == (1, 0)
-    assert first_lens.count("teacher") == len(first_lens.sentences) - 1
 
 
 def test_hostile_text_is_shown_as_text(tmp_path: Path) -> None:
@@ -164,21 +169,24 @@ def test_hostile_text_is_shown_as_text(tmp_path: Path) -> None:
     assert len(text.encode()) < 5_000_000
     page = Page(text)
     assert not page.open
-    assert not {"script", "img"} & {tag for tag, _ in page.tags}
+    assert not {"svg", "img"} & {tag for tag, values in page.tags if "aria-label" not in values}
+    assert sum(tag == "script" for tag, _ in page.tags) == 2
     assert not any(key.startswith("on") for _, values in page.tags for key in values)
     assert "<script>alert(1)</script>" in page.text
     assert "{{ 7 * 7 }}" in page.text
     assert not set("\x00\r\u202e") & set(text)
     assert "U+202E" in page.text
-    assert re.search(r"960,\d{3} more characters are not shown", page.text)  # of the megabyte
+    (shown,) = json.loads(page.data)["replies"]
+    assert "".join(text for _, text in shown["parts"]["reasoning"]) == EVIL.strip()
+    assert 900_000 < shown["hidden"] < 1_000_000  # of the megabyte
     assert "b" * 1_000 not in text
 
 
 @given(st.text(alphabet=st.one_of(st.characters(), st.sampled_from("<>&\"'\x00\r\n\t\u202e\u2066\ufeff"))))
 @example("a\r\nb\x00<i>\u202e&lt;")
 def test_visible_text_is_the_text(text: str) -> None:
-    page = Page(f'<span title="sentence 1">{visible(text)}</span>')
-    assert page.sentences == [text]
+    page = Page(f"<span>{visible(text)}</span>")
+    assert page.shown == text
     assert {tag for tag, _ in page.tags} <= {"span", "b"}
 
 
@@ -253,7 +261,7 @@ def test_replies_alone_make_a_page(tmp_path: Path) -> None:
     run.append("prompts", columns_table("prompts", [prompt()]))
     run.append("responses", columns_table("responses", [reply("r", completion_tokens=None, prompt_tokens=None)]))
     text = Page(page_of(run)).text
-    for sentence in ("Nothing has been selected yet", "Nothing has been released yet", "nothing to draw", "No chosen"):
+    for sentence in ("Nothing has been selected yet", "Nothing has been released yet", "No reply here has sentence"):
         assert sentence in text
     assert "Accuracy" not in text
     assert "not counted" in text
@@ -270,7 +278,7 @@ def test_a_run_without_replies_or_without_folder_says_what_to_do(tmp_path: Path)
 
 def test_a_folder_is_no_file_to_write(made: Selected, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"report\.html"):
-        write_report(made[0], recipe(), tmp_path)
+        write_report(collect(made[0], recipe()), tmp_path)
 
 
 def test_funnel_is_that_of_the_latest_selection(made: Selected) -> None:
@@ -310,11 +318,30 @@ def test_without_an_event_the_manifest_gives_the_funnel(made: Selected) -> None:
 
 
 def test_distributions_share_their_bins_and_count_every_reply(made: Selected) -> None:
-    tokens, delta = collect(with_sentences(made), recipe()).distributions
+    found = collect(with_sentences(made), recipe()).distributions
+    tokens, delta, _, probability, rates = found
+    assert [one.name for one in found] == [
+        "completion_tokens", "mean_delta", "distinct_4gram_share", "response_probability", "pass_rate"
+    ]  # fmt: skip
     assert [part.temperature for part in tokens.histograms] == [0.6, 1.0]
-    for one in (tokens, delta):
+    # all right at 0.6, half of them at 1.0
+    assert [part.counts.index(3) for part in rates.histograms] == [8, 11, 6]
+    for one in (tokens, delta, probability):
         assert [(part.replies, sum(part.kept), part.missing) for part in one.histograms] == [(6, 3, 0), (6, 3, 0)]
         assert all(len(part.counts) == len(one.edges) - 1 for part in one.histograms)
+        assert not one.by_domain  # of one domain
+
+
+def test_domains_have_panels_of_their_own_where_there_are_several(made: Selected) -> None:
+    run, _ = made
+    rows = [{**prompt(f"d{place}"), "domain": f"domain {place:02d}"} for place in range(8)]
+    run.append("prompts", columns_table("prompts", rows))
+    run.append("responses", columns_table("responses", [reply(f"r{place}", f"d{place}") for place in range(8)]))
+    tokens = collect(run, recipe()).distributions[0]
+    by_domain: dict[str, int] = {}
+    for part in tokens.by_domain:
+        by_domain[part.domain or ""] = by_domain.get(part.domain or "", 0) + part.replies
+    assert by_domain == {"math": 12, **{f"domain {place:02d}": 1 for place in range(5)}, "other domains": 3}
 
 
 def test_page_draws_what_the_sql_reports_say(made: Selected) -> None:
