@@ -65,7 +65,7 @@ def command(
         print(json.dumps({"stages": stages, "final": str(output / "final"), "pushed": pushed}, indent=2))
     elif not quiet:
         for stage in finished:
-            print(f"{stage.directory}  {'trained' if stage.trained else 'was there'}, loss {stage.train_loss:.4f}")
+            print(f"{stage.directory}  {'trained' if stage.trained else 'was there'}, {stage.reached}")
         print(f"{output / 'final'} -> {finished[-1].directory.name}" + (f"  {pushed}" if pushed else ""))
 
 
@@ -81,21 +81,34 @@ def show(job: Any, number: int, as_json: bool) -> None:
         print(Template(PLAN.read_text(encoding="utf-8"), undefined=StrictUndefined).render(content))
         console = Console(highlight=False)
         for name, (tokens, _) in rows.items() if number else ():
-            show_rows(console, job.renderer.tokenizer, name, tokens, number)
+            show_rows(console, job.renderer, name, tokens, number)
 
 
-def show_rows(console: Console, tokenizer: Any, stage: str, dataset: Any, number: int) -> None:
-    """Masked tokens dim and trained ones green, in brackets where there is no colour."""
-    for row, (ids, labels) in enumerate(zip(*dataset[:number].values(), strict=True), start=1):
-        cut = sum(label < 0 for label in labels)  # masked: -100
-        title = f"\n{stage}, row {row} of {len(dataset):,}: {cut:,} tokens masked, {len(ids) - cut:,} trained\n"
-        text = Text().append(title, "bold")  # as the style of the whole it would make dim bold too
-        for name, style, tokens in (("masked", "dim", ids[:cut]), ("trained", "green", ids[cut:])):
+def show_rows(console: Console, renderer: Any, stage: str, dataset: Any, number: int) -> None:
+    """Rows as their trainer takes them: what is read dim and what is trained green, in brackets without colour."""
+    for place, row in enumerate(dataset.select(range(min(number, len(dataset)))), start=1):
+        parts = _parts(renderer, row)
+        told = ", ".join(f"{len(tokens):,} tokens {name}" for name, _, tokens in parts)
+        text = Text().append(f"\n{stage}, row {place} of {len(dataset):,}: {told}\n", "bold")  # not the whole's style
+        for name, style, tokens in parts:
             hidden = len(tokens) - HEAD - TAIL
             ends = [tokens] if hidden <= 0 else [tokens[:HEAD], tokens[-TAIL:]]
-            shown = f" … {hidden:,} tokens … ".join(tokenizer.decode(part) for part in ends)
+            shown = f" … {hidden:,} tokens … ".join(renderer.tokenizer.decode(part) for part in ends)
             text.append(shown if console.is_terminal else f"[{name}]{shown}[/{name}]", style)
-        console.print(text, soft_wrap=True)
+            text.append("\n" * (name in ("chosen", "prompt")))
+        given = ", ".join(f"{name} {value}" for name, value in row.items() if isinstance(value, str))
+        console.print(text.append(given), soft_wrap=True)
+
+
+def _parts(renderer: Any, row: Any) -> list[tuple[str, str, list[int]]]:
+    """Name, style and tokens of what is shown of a row."""
+    if "chosen_ids" in row:
+        return [("chosen", "green", row["chosen_ids"]), ("rejected", "dim", row["rejected_ids"])]
+    if "prompt" in row:
+        prompt = renderer.prompted(row["prompt"], "A prompt")
+        return [("prompt", "dim", renderer.tokenizer(prompt, add_special_tokens=False)["input_ids"])]
+    cut = sum(label < 0 for label in row["labels"])  # masked: -100
+    return [("masked", "dim", row["input_ids"][:cut]), ("trained", "green", row["input_ids"][cut:])]
 
 
 def main() -> None:

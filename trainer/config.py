@@ -22,13 +22,9 @@ PACKAGED = {path.stem: path for path in sorted((Path(__file__).parent / "recipes
 KEYS = {"base": str, "defaults": dict, "stages": dict}
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 KINDS = {"sft": SFTConfig, "grpo": GRPOConfig, "reward": RewardConfig}
-# Our own. mask_prefix: what the student wrote of a mixed row carries no loss; peft: a LoraConfig; rewards: name to
-# weight; reward_models: name to stage or directory; scores: which reward a preference model is for.
-OURS: dict[str, Settings] = {
-    "sft": {"mask_prefix": bool, "peft": dict},
-    "grpo": {"rewards": dict[str, float | int | None], "reward_models": dict[str, str | None], "peft": dict},
-    "reward": {"scores": Literal["helpfulness", "harmlessness"], "peft": dict},
-}
+OURS: dict[str, Settings] = {kind: {"peft": dict} for kind in KINDS}  # our own: docs/training.md
+OURS["grpo"] |= {"rewards": dict[str, float | int | None], "reward_models": dict[str, str | None]}
+OURS["sft"]["mask_prefix"], OURS["reward"]["scores"] = bool, Literal["helpfulness", "harmlessness"]
 OWN = {name for names in OURS.values() for name in names}
 # Where TRL has a default that would cut rows or rollouts, a recipe has to say how long they may be.
 LENGTHS = {"sft": ("max_length", 1024), "reward": ("max_length", 1024), "grpo": ("max_completion_length", 512)}

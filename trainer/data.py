@@ -1,6 +1,7 @@
 """Find the dataset, prove that it is the one its manifest describes, read its rows. Fails closed."""
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ MESSAGES = r"(large_)?list<.*: (struct<(?=.*\brole: )(?=.*\bcontent: )|extension
 NUMBER = r"u?int\d+"
 TEXT = "(large_)?string"
 TURNS, PREFIX = {"prompt": MESSAGES, "completion": MESSAGES}, {"prefix_chars": NUMBER}  # what a student wrote
+GOLD = dict.fromkeys(("solution", "gold_type", "verifier", "language", "domain"), TEXT)
 COLUMNS = {
     "sft": TURNS | {"position": NUMBER, "response_id": TEXT},
-    "grpo": {"prompt": MESSAGES, "position": NUMBER}
-    | dict.fromkeys(("solution", "gold_type", "verifier", "language", "domain"), TEXT),
+    "grpo": {"prompt": MESSAGES, "position": NUMBER} | GOLD,
     "reward": {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES, "position": NUMBER},
 }
 
@@ -37,6 +38,7 @@ class Manifest(BaseModel):
     """The part of the manifest that training reads; `data_cards/manifest.schema.json` has the whole."""
 
     format: Literal[1]
+    recipe_name: str | None = None
     version: str
     build_id: str
     rollout: dict[str, str | None] | None = None  # the student that wrote the beginnings of mixed rows
@@ -98,20 +100,23 @@ def check_stage(release: Release, stage: Stage, mask_prefix: bool = False, held_
             told = f"{path} has wrong columns: {', '.join(wrong)}. It needs {', '.join(needed)}, turns as lists of"
             raise ReleaseError(f"{told} {{role, content}}; without a manifest messages do. Build it again.")
     trained = [path for other in release.manifest.schedule for path in release.files(other.config)] if held else []
-    if both := values(held, "prompt_id") & values(trained, "prompt_id"):
-        raise ReleaseError(f"{len(both)} prompts held out of {stage.name} are trained on, as {min(both)}: split anew.")
+    for column in ("prompt_id", "prompt"):  # rows to reinforce or to prefer have no id
+        if both := values(held, column) & values(trained, column):
+            told = f"{len(both)} prompts held out of {stage.name} are trained on, as {min(both)}"
+            raise ReleaseError(f"{told}: split anew.")
 
 
 def values(files: list[Path], column: str) -> set[Any]:
-    """What a column of these files holds; nothing where they have none of that name."""
-    return {value for path in files for value in pq.ParquetFile(path).read([column]).to_pydict().get(column, ())}
+    """What a column of these files holds, messages as text; nothing where they have none of that name."""
+    found = (value for path in files for value in pq.ParquetFile(path).read([column]).to_pydict().get(column, ()))
+    return {value if isinstance(value, str | None) else json.dumps(value, ensure_ascii=False) for value in found}
 
 
 def read(
-    release: Release, config: str, mask_prefix: bool = False, split: str = "train", kind: str = "sft"
-) -> Iterator[list[Any]]:
+    release: Release, config: str, prefixes: bool = False, split: str = "train", kind: str = "sft"
+) -> Iterator[Any]:
     """Rows of a config in file order, a bounded batch at a time; with `prefix_chars` only to mask prefixes."""
-    columns = [*COLUMNS[kind], *(PREFIX if mask_prefix else ())]
+    columns = [*COLUMNS[kind], *(PREFIX if prefixes else ())]
     for path in release.files(config, split):
         for batch in pq.ParquetFile(path).iter_batches(512, columns=columns):
             yield batch.to_pylist()

@@ -60,6 +60,15 @@ def differences(record: Record, wanted: Record) -> list[str]:
     return found + [k for k, v in wanted.items() if k != "settings" and v is not None and record.get(k) != v]
 
 
+def chain(initial: Path, record: Record) -> list[Record]:
+    """The stages that led to this one's weights, itself the last, as far back as stages of ours tell."""
+    before, dataset = content(initial / RECORD), record["dataset"]
+    ours = isinstance(before, dict) and before.get("weights_sha256") == record["initial_weights_sha256"]
+    own = {key: record[key] for key in ("stage", "kind", "weights_sha256")} | {"build_id": dataset["build_id"]}
+    own |= {"dataset": {key: dataset[key] for key in ("recipe_name", "version")}}
+    return [*(before.get("lineage", []) if ours else []), own]
+
+
 def start(partial: Path, wanted: dict[str, Any]) -> Path | None:
     """Keep of an unfinished stage what the very same one can go on from: its newest whole checkpoint, else None."""
     if (before := content(partial / STARTED)) is None or differences(before, wanted):
@@ -75,8 +84,10 @@ def start(partial: Path, wanted: dict[str, Any]) -> Path | None:
     return whole[-1] if whole else None
 
 
-def commit(partial: Path, directory: Path, record: dict[str, Any]) -> None:
+def commit(partial: Path, directory: Path, record: Record, initial: Path) -> None:
     """Give a finished stage its record, its card and its name, once all of it is on disk."""
+    record = record | {"weights_sha256": weights_sha256(partial)}
+    record |= {"lineage": chain(initial, record)}
     # Checkpoints to go on from have served; those of models alone were asked for. training_args.bin is a pickle.
     for path in {path.parent for path in partial.glob("checkpoint-*/rng_state*")}:
         shutil.rmtree(path)

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig
-from transformers import integrations
+from transformers import AutoConfig, AutoModelForCausalLM, integrations
+from trl.import_utils import is_vllm_available
 
 from trainer import config, data, lineage, render, rewards, schedule
 from trainer.errors import ModelError, RecipeError, ReleaseError, StageError
@@ -41,24 +43,37 @@ class Job:
 
     def check(self, stage: Stage) -> None:
         """Refuse what reinforcement learning cannot have, before anything is trained."""
-        if any(other.kind == "reward" and other.name == stage.init for other in self.stages):
+        if stage.kind != "reward" and self.scores(self.initial(stage)) is not None:
             raise ReleaseError(f"Stage {stage.name} starts from {stage.init}, a reward model, which writes nothing.")
         if stage.kind != "sft" and (self.renderer.final or "<think>" in self.renderer.tokenizer.all_special_tokens):
             told = f"Stage {stage.name}: {self.base.name} marks thoughts by special tokens, which TRL's rollouts lose"
             raise ModelError(f"{told}, so no reward could tell them from the answer. Choose another model.")
         for name, directory in self.reward_models(stage).items():
-            if name not in rewards.PREFERENCES or not (directory.is_dir() or directory.parent == self.output):
-                told = f"{directory} is neither a stage of kind reward in this dataset nor a directory"
-                raise RecipeError(f"stages.{stage.name}.reward_models.{name}: {told}, for helpfulness or harmlessness.")
+            scores, problem = self.scores(directory), "is neither an earlier stage of kind reward nor a directory"
+            if name in rewards.PREFERENCES and (directory.parent == self.output or directory.is_dir()):
+                problem = "is no reward model: its head would be random" if scores is None else ""
+                problem = f"was trained to score {scores}" if scores and scores != name else problem
+            if problem:
+                told = f"stages.{stage.name}.reward_models.{name}: {directory} {problem}"
+                raise RecipeError(f"{told}. Name one for {' or '.join(rewards.PREFERENCES)}.")
         if stage.kind == "grpo":
             rewards.functions(self.settings[stage.name], stage.name)
 
     def reward_models(self, stage: Stage) -> dict[str, Path]:
         """Directories of the preference models that a grpo stage uses; an earlier stage's name stands for its own."""
-        stages = {other.name: self.output / other.directory for other in self.stages if other.kind == "reward"}
-        settings = self.settings[stage.name]
-        wanted = {name: str(where) for name, where in (settings.get("reward_models") or {}).items() if where}
-        return {name: stages.get(where, Path(where)) for name, where in wanted.items()}
+        earlier = {other.name: self.output / other.directory for other in self.stages[: stage.number - 1]}
+        wanted = (self.settings[stage.name].get("reward_models") or {}).items()
+        return {name: earlier.get(str(where), Path(str(where))) for name, where in wanted if where}
+
+    def scores(self, directory: Path) -> str | None:
+        """What the model of a directory or of a stage scores, empty if it does not say; None for one that writes."""
+        for stage in (stage for stage in self.stages if self.output / stage.directory == directory):
+            return self.settings[stage.name].get("scores", "") if stage.kind == "reward" else None
+        found = [lineage.content(directory / name) for name in ("config.json", lineage.RECORD)]
+        kind, record = [one if isinstance(one, dict) else {} for one in found]
+        if not str([*(kind.get("architectures") or []), ""][0]).endswith("ForSequenceClassification"):
+            return None
+        return str((record.get("settings") or {}).get("scores", ""))
 
     def initial(self, stage: Stage) -> Path:
         earlier = (self.output / other.directory for other in self.stages if other.name == stage.init)
@@ -70,7 +85,7 @@ class Job:
         return ["train", "validation"] if evaluated else ["train"]
 
     def origin(self) -> Record:
-        known: Record = self.release.manifest.model_dump(include={"version", "build_id"})
+        known: Record = self.release.manifest.model_dump(include={"recipe_name", "version", "build_id"})
         return known | {"source": self.release.source, "commit": self.release.commit}
 
 
@@ -82,8 +97,8 @@ def identity(job: Job, stage: Stage) -> Record:
     known |= {"settings": job.settings[stage.name], "dropped_rows": None if job.drop_too_long else 0}
     known |= {"tokenizer_sha256": data.sha256_in(job.base.path, *lineage.TOKENIZER)}
     known |= {"base_revision": job.base.revision if weights is None and stage.init == "base" else None}
-    models = job.reward_models(stage).values()
-    hashes = [lineage.weights_sha256(path) for path in models if path.is_dir()]
+    models = job.reward_models(stage)
+    hashes = {name: lineage.weights_sha256(path) for name, path in models.items() if path.is_dir()}
     known |= {"reward_models_sha256": hashes if len(hashes) == len(models) else None} if models else {}
     return known | {"initial_weights_sha256": weights}
 
@@ -119,14 +134,17 @@ def rendered(job: Job, stage: Stage, folder: Path) -> list[tuple[Any, dict[str, 
     """Rows of each split as tokens below `folder`, rendered unless they are there, with their counts."""
     found, settings, places = [], job.settings[stage.name], job.renderer.places
     limit, most = settings.get("max_length"), "max_length"
-    if stage.kind == "grpo":  # what the model's places leave for the prompt
-        longest = settings["max_completion_length"]
+    if stage.kind == "grpo":  # what the models' places leave for the prompt
+        longest, readers = settings["max_completion_length"], job.reward_models(stage).values()
+        places = min(filter(None, [places, *(render.places(path) for path in readers if path.is_dir())]), default=None)
         limit, most = places and places - longest, f"what max_completion_length {longest:,} leaves of {places} places,"
     for split in job.splits(stage):
         rows = data.read(job.release, stage.config, settings.get("mask_prefix", False), split, stage.kind)
         path, thoughts = folder / f"{stage.directory}.{split}.arrow", settings.get("scores") == "harmlessness"
         how: Record = {"stage": stage.name, "kind": stage.kind, "limit": limit, "most": most, "thoughts": thoughts}
-        found.append(render.tokens(rows, job.renderer, path, drop=job.drop_too_long, **how))
+        dataset, counts = render.tokens(rows, job.renderer, path, drop=job.drop_too_long, **how)
+        counts |= rewards.golds(dataset["solution"][:], dataset["gold_type"][:]) if stage.kind == "grpo" else {}
+        found.append((dataset, counts))
     return found
 
 
@@ -136,8 +154,9 @@ def arguments(job: Job, stage: Stage) -> Any:
     settings |= {name: value for name, value in job.settings[stage.name].items() if name not in config.OWN}
     settings |= {"output_dir": str(job.output / f".{stage.directory}.partial"), "train_sampling_strategy": "sequential"}
     if stage.kind == "grpo":
+        settings.setdefault("use_vllm", torch.cuda.is_available() and is_vllm_available())
         weights = [*rewards.weights(job.settings[stage.name]).values()]
-        settings = {"use_vllm": _has_vllm()} | settings | {"shuffle_dataset": False, "reward_weights": weights}
+        settings |= {"shuffle_dataset": False, "reward_weights": weights}
     else:
         settings["eos_token"] = job.renderer.added_stop
     if stage.kind == "sft":
@@ -149,45 +168,42 @@ def arguments(job: Job, stage: Stage) -> Any:
             report()  # says so where its package is not installed
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise RecipeError(f"Stage {stage.name}: TRL refuses the settings: {error}") from error
-    if stage.kind == "grpo" and args.save_strategy == "steps":
+    if stage.kind == "grpo" and args.save_strategy != "no" and not args.save_only_model:
         _check_checkpoints(stage, args)
     return args
-
-
-def _has_vllm() -> bool:
-    """Whether rollouts come from vLLM where a recipe does not say: where it is installed and has a GPU."""
-    import torch
-    from trl.import_utils import is_vllm_available
-
-    return torch.cuda.is_available() and is_vllm_available()
 
 
 def _check_checkpoints(stage: Stage, args: Any) -> None:
     """A killed stage goes on as if it had not been only from between two rollouts, and from where the reference model
     is the policy itself: a checkpoint keeps neither rollouts nor reference."""
-    served = -(-args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)
-    told, every = f"Stage {stage.name}: save_steps {args.save_steps:g} is no multiple of", args.ref_model_sync_steps
-    if args.save_steps % served:
-        raise RecipeError(f"{told} the {served} steps that one rollout serves: a run that goes on would differ.")
-    if args.sync_ref_model and (args.save_steps % every or args.ref_model_mixup_alpha != 1):
-        why = f"{told} ref_model_sync_steps {every}, or ref_model_mixup_alpha {args.ref_model_mixup_alpha} is not 1"
-        raise RecipeError(
-            f"{why}: a run that goes on would have another reference. Change them, or save_strategy to no."
-        )
+    once, each = args.steps_per_generation * args.num_iterations, args.gradient_accumulation_steps
+    when, served, every = args.save_strategy.value, max(once // each, 1), args.ref_model_sync_steps
+    # Why one would not, and whether it is so here.
+    told, alpha = f"save_steps {args.save_steps:g} is no multiple of", args.ref_model_mixup_alpha
+    odd = f"a rollout serves {once} batches, a step takes {each}, save_strategy is {when}"
+    cut = f"{told} the {served} steps that one rollout serves"
+    old = f"{told} ref_model_sync_steps {every}, or ref_model_mixup_alpha {alpha} is not 1, or save_strategy {when}"
+    wrong = {odd: (once % each and each % once) or when == "best", cut: when == "steps" and args.save_steps % served}
+    wrong[old] = args.sync_ref_model and (when != "steps" or args.save_steps % every or alpha != 1)
+    advice = "a run that goes on would differ. Change it, or set save_strategy to no."
+    for why in (why for why, holds in wrong.items() if holds):
+        raise RecipeError(f"Stage {stage.name}: {why}: {advice}")
 
 
-def samples(args: Any, rows: int) -> tuple[int, list[str]]:
+def samples(job: Job, stage: Stage, args: Any, counts: dict[str, int]) -> tuple[int, list[str]]:
     """Rows, or replies to prompts, that an epoch trains on, and what to know. Raises RecipeError where it is none."""
-    if not hasattr(args, "generation_batch_size"):
+    rows = counts["rows"]
+    if stage.kind != "grpo":
         return rows, []
     prompts = args.generation_batch_size // args.num_generations
     if rows < prompts:
         told = f"{rows:,} prompts do not fill a batch of rollouts, which takes {prompts:,}"
         asked = f"generation_batch_size {args.generation_batch_size:,} / num_generations {args.num_generations}"
-        raise RecipeError(f"{told} ({asked}). Lower it, or the batch that it is made of.")
+        raise RecipeError(f"Stage {stage.name}: {told} ({asked}). Lower it, or the batch that it is made of.")
     left = rows % prompts
     note = f"the last {left:,} prompts of each epoch's order do not fill a batch of {prompts:,} and are left out of it"
-    return rows // prompts * args.generation_batch_size * args.num_iterations, [note] * (left > 0)
+    found = [note] * (left > 0) + rewards.earnable(rewards.weights(job.settings[stage.name]), counts, stage.name)
+    return rows // prompts * args.generation_batch_size * args.num_iterations, found
 
 
 def report(job: Job, counts: dict[str, dict[str, int]]) -> Record:
@@ -199,35 +215,30 @@ def report(job: Job, counts: dict[str, dict[str, int]]) -> Record:
 
 def _line(job: Job, stage: Stage, counts: dict[str, int]) -> Record:
     """One stage. Bytes before sharding and hours of one device are arithmetic, explained in docs/training.md."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     args = arguments(job, stage)
-    number, more = samples(args, counts["rows"])
-    warnings, window, tokens = notes(job, stage) + more, counts["longest"], counts["tokens"]
+    (number, more), window, tokens = samples(job, stage, args, counts), counts["longest"], counts["tokens"]
+    warnings = notes(job, stage) + more
     epochs, batch = args.num_train_epochs, args.per_device_train_batch_size
+    own, processes = job.settings[stage.name], int(os.environ.get("WORLD_SIZE", "1"))
     if dropped := counts["dropped_rows"]:
         warnings += [f"{dropped:,} rows are too long and are left out"]
     if getattr(args, "packing", False):
         window, number = args.max_length, -(-tokens // args.max_length)  # if all filled up
         warnings += ["packing: order holds between blocks of 1,000 rows, not inside; steps are at least these"]
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     steps = schedule.optimizer_steps(number, epochs, batch * processes, args.gradient_accumulation_steps)
     asked = args.max_steps if args.max_steps > 0 else steps
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(job.base.path))  # type: ignore[no-untyped-call]
     text, size = model.config.get_text_config(), 4 if args.model_init_kwargs["dtype"] == "float32" else 2
-    own = job.settings[stage.name]
     again = own.get("activation_checkpointing", own.get("gradient_checkpointing", True))
     passes, copies = (8 if again else 6), 1 if own.get("peft") else 4
     if stage.kind == "grpo":  # each reply is written, and read by the reference, before it is trained on
         window, tokens = window + args.max_completion_length, number * (window + args.max_completion_length)
         passes, copies = passes + 2 + 2 * (args.beta > 0), copies + (args.beta > 0)
-        warnings += [
-            f"hours are for replies of {args.max_completion_length:,} tokens, the most; shorter ones take less"
-        ]
+        warnings += [f"hours are for replies of {args.max_completion_length:,} tokens, the most; shorter take less"]
     work = model.num_parameters() * tokens * epochs * asked / steps
-    activation = window * batch * text.hidden_size * text.num_hidden_layers * size * (1 if again else 17)
+    width = window * batch * (2 if stage.kind == "reward" else 1)  # both sides of a pair at once
+    activation = width * text.hidden_size * text.num_hidden_layers * size * (1 if again else 17)
     line: Record = {"state": "done" if held(job, stage) else "to train", "directory": str(job.output / stage.directory)}
     line |= {"settings": own, "learning_rate": args.learning_rate, "warnings": warnings}
     line |= {"steps": asked, "epochs": epochs, "state_bytes": model.num_parameters() * size * copies}

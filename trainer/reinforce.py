@@ -7,15 +7,17 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification as Scorer
+from transformers.integrations import is_deepspeed_zero3_enabled  # type: ignore[attr-defined]
 from trl import GRPOTrainer  # type: ignore[attr-defined]
 
-from trainer import lineage, render, rewards
+from trainer import render, rewards
 from trainer.errors import RecipeError, StageError
 
 ROLLOUTS = "rollouts.jsonl"  # what each prompt earned, a line a rollout batch
@@ -34,17 +36,9 @@ class Reward:
         told = f"Reward {self.__name__} failed at step {step:,} on {len(replies)} completions"
         try:
             given = self.function(completions=replies, **columns)
-            found = asyncio.run(given) if inspect.iscoroutine(given) else given
-            problem = None if isinstance(found, list | tuple) else f"it gave {type(found).__name__}, no list"
+            return _checked(asyncio.run(given) if inspect.iscoroutine(given) else given, len(replies))
         except Exception as error:
             raise StageError(f"{told}: {error!r}. Mend it and run again: checkpoints are kept.") from error
-        if not problem and len(found) != len(replies):
-            problem = f"it gave {len(found)} rewards"
-        if not problem and (wrong := [one for one in found if not _is_reward(one)]):
-            problem = f"it gave {wrong[0]!r}; a reward is a finite number, or None where it does not count"
-        if problem:
-            raise StageError(f"{told}: {problem}. Mend it and run again: checkpoints are kept.")
-        return [None if one is None else float(one) for one in found]
 
     def _whole(self, message: dict[str, Any]) -> str:
         """The completion with the think block that the template opened, or that a tokenizer's parser took apart."""
@@ -52,84 +46,67 @@ class Reward:
         return f"<think>\n{thoughts}\n</think>\n\n{content}" if thoughts else self.opened + content
 
 
-def _is_reward(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and math.isfinite(value))
+def _checked(found: Any, number: int) -> rewards.Rewards:
+    if not isinstance(found, list | tuple) or len(found) != number:
+        raise ValueError(f"it gave {len(found) if isinstance(found, list | tuple) else found!r}, no list of {number}")
+    for one in found:
+        if not (one is None or (isinstance(one, Real) and math.isfinite(one))):
+            raise ValueError(f"it gave {one!r}; a reward is a finite number, or None where it does not count")
+    return [None if one is None else float(one) for one in found]
 
 
 class Preference:
     """A reward model's score of replies to prompts without a gold, arXiv:2501.12948v2 3.1: `helpfulness` reads prompt
-    and answer alone, `harmlessness` the whole reply. `longest` are the tokens that a reply may have."""
+    and answer alone, `harmlessness` the whole reply; each with the tokenizer and template of its own directory."""
 
-    def __init__(self, name: str, directory: Path, longest: int) -> None:
-        self.reads_thoughts = rewards.PREFERENCES[name]
-        scores = (lineage.content(directory / lineage.RECORD) or {}).get("settings", {}).get("scores", name)
-        if scores != name:
-            raise RecipeError(f"reward_models.{name}: {directory} was trained to score {scores}. Choose another model.")
+    def __init__(self, name: str, directory: Path) -> None:
+        self.reads_thoughts, told = rewards.PREFERENCES[name], f"reward_models.{name}: {directory}"
+        if is_deepspeed_zero3_enabled():  # type: ignore[no-untyped-call]
+            raise RecipeError(f"{told} cannot be read beside ZeRO-3, which parts its weights. Shard by FSDP instead.")
         try:
-            model = AutoModelForSequenceClassification.from_pretrained(directory, num_labels=1)
+            model, found = Scorer.from_pretrained(directory, num_labels=1, output_loading_info=True)
         except Exception as error:
-            raise RecipeError(f"reward_models.{name}: {directory} is no model that can be loaded: {error}") from error
-        self.renderer = render.Renderer(directory, directory.name)
-        self.model, text = model.requires_grad_(False).train(False), model.config.get_text_config()
+            raise RecipeError(f"{told} is no model that can be loaded: {error}") from error
+        if missing := sorted(found["missing_keys"]):
+            raise RecipeError(f"{told} lacks {', '.join(missing)}, which would be random. Choose a reward model.")
+        self.renderer, text = render.Renderer(directory, directory.name), model.config.get_text_config()
+        self.model, tokenizer = model.requires_grad_(False).train(False), self.renderer.tokenizer
         # The model scores the last token that is not this one, so it has to be that of its training.
-        self.pad = self.renderer.tokenizer.pad_token_id if text.pad_token_id is None else text.pad_token_id
-        text.pad_token_id = self.pad = self.renderer.tokenizer.eos_token_id if self.pad is None else self.pad
-        places = getattr(text, "max_position_embeddings", None)
-        if places and longest > places:
-            told = f"reward_models.{name}: {directory} reads {places:,} tokens, prompt and reply may have {longest:,}"
-            raise RecipeError(f"{told}. Lower max_completion_length or choose another model.")
+        pad = tokenizer.pad_token_id if text.pad_token_id is None else text.pad_token_id
+        text.pad_token_id = tokenizer.pad_token_id = tokenizer.eos_token_id if pad is None else pad
 
-    def __call__(
-        self, prompts: list[Any], completions: rewards.Completions, solution: list[str | None], **_: Any
-    ) -> rewards.Rewards:
+    def __call__(self, prompts: list[Any], completions: Any, solution: list[str | None], **_: Any) -> rewards.Rewards:
         asked = [place for place, gold in enumerate(solution) if gold is None]
         contents = [completions[place][0]["content"] for place in asked]
         tokens = self.renderer.judged([prompts[place] for place in asked], contents, self.reads_thoughts)
-        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        scores = [
-            one for start in range(0, len(asked), AT_ONCE) for one in self._scores(tokens[start : start + AT_ONCE])
-        ]
-        found = dict(zip(asked, scores, strict=True))
+        model, found = self.model.to("cuda" if torch.cuda.is_available() else "cpu"), dict[int, float]()
+        for start in range(0, len(asked), AT_ONCE):
+            rows = {"input_ids": tokens[start : start + AT_ONCE]}
+            batch = self.renderer.tokenizer.pad(rows, padding_side="right", return_tensors="pt").to(model.device)
+            with torch.inference_mode():
+                found |= zip(asked[start:], model(**batch).logits[:, 0].float().tolist(), strict=False)
         return [found.get(place) for place in range(len(prompts))]
 
-    def _scores(self, tokens: list[list[int]]) -> list[float]:
-        wide, device = max(map(len, tokens)), self.model.device
-        ids = torch.tensor([row + [self.pad] * (wide - len(row)) for row in tokens], device=device)
-        mask = torch.tensor([[1] * len(row) + [0] * (wide - len(row)) for row in tokens], device=device)
-        with torch.inference_mode():
-            scores: list[float] = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
-        return scores
 
-
-def load(
-    settings: dict[str, Any], stage: str, renderer: render.Renderer, models: dict[str, Path], longest: int
-) -> list[Reward]:
-    """The stage's rewards; `models` are the directories of `reward_models`, `longest` the tokens of both sides."""
-    found: list[Reward] = []
-    for name, function in rewards.functions(settings, stage).items():
-        found.append(Reward(name, function or Preference(name, models[name], longest), renderer.begun))
-    return found
+def load(settings: dict[str, Any], stage: str, opened: str, models: dict[str, Path]) -> list[Reward]:
+    """The stage's rewards; `models` are the directories of `reward_models`, `opened` what a template has begun."""
+    named = rewards.functions(settings, stage).items()
+    return [Reward(name, function or Preference(name, models[name]), opened) for name, function in named]
 
 
 class Rollouts(GRPOTrainer):
     """GRPOTrainer that keeps what each prompt earned, a line for each batch of rollouts, as its directory's file."""
 
     def _calculate_rewards(self, inputs: Any, *more: Any) -> torch.Tensor:
-        found: torch.Tensor = super()._calculate_rewards(
-            inputs, *more
-        )  # of all processes, their rows one after another
-        positions = gather_object([row["position"] for row in inputs])
+        found: torch.Tensor = super()._calculate_rewards(inputs, *more)
+        positions = gather_object([row["position"] for row in inputs])  # both of all processes, one after another
         if self.accelerator.is_main_process and self.model.training:  # type: ignore[union-attr]
-            names = list(self.reward_func_names)
-            earned = {name: [_short(value) for value in found[:, place].tolist()] for place, name in enumerate(names)}
+            columns = zip(self.reward_func_names, found.T.tolist(), strict=True)
+            earned = {name: [None if math.isnan(one) else round(one, 4) for one in values] for name, values in columns}
             line = {"step": self.state.global_step, "position": positions, "rewards": earned}
             with (Path(str(self.args.output_dir)) / ROLLOUTS).open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
         return found
-
-
-def _short(value: float) -> float | None:
-    return None if math.isnan(value) else round(value, 4)
 
 
 def solved(directory: Path) -> dict[str, Any]:
@@ -147,7 +124,8 @@ def solved(directory: Path) -> dict[str, Any]:
 def rewind(directory: Path, step: int) -> None:
     """Forget the rollouts of a killed run past the checkpoint of `step`, which come again, and a torn last line."""
     kept = [json.dumps(line) + "\n" for line in _lines(directory) if line["step"] < step]
-    (directory / ROLLOUTS).write_text("".join(kept), encoding="utf-8")
+    (directory / f".{ROLLOUTS}").write_text("".join(kept), encoding="utf-8")
+    (directory / f".{ROLLOUTS}").rename(directory / ROLLOUTS)  # or another kill here would lose them all
 
 
 def _lines(directory: Path) -> Iterator[Any]:
@@ -161,8 +139,6 @@ def advice(stage: str, tried: dict[str, Any], found: Sequence[str]) -> list[str]
     """What the end of a stage says: signs of reward hacking, and prompts that taught nothing."""
     told = [f"stage {stage}: {sign}: a sign of reward hacking. Look at replies before you go on." for sign in found]
     if tried["never_solved"]:
-        told.append(
-            f"stage {stage}: {tried['never_solved']:,} of {tried['tried']:,} prompts were never solved: they taught "
-            f"nothing. training.json names them by position, {ROLLOUTS} has every reward."
-        )
+        never = f"{tried['never_solved']:,} of {tried['tried']:,} prompts were never solved: accuracy taught nothing by"
+        told.append(f"stage {stage}: {never} them. training.json names them by position, {ROLLOUTS} has every reward.")
     return told

@@ -17,11 +17,8 @@ IGNORED = -100  # the label that the loss skips
 IDS, TURNS = pa.list_(pa.int32()), pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 GRPO: Row = {"prompt": TURNS} | dict.fromkeys(("solution", "gold_type", "verifier", "language", "domain"), pa.string())
 # What the trainer of each kind takes, and what is only read here: length and trained are tokens.
-GIVEN: dict[str, Row] = {
-    "sft": {"input_ids": IDS, "labels": IDS},
-    "reward": {"chosen_ids": IDS, "rejected_ids": IDS},
-    "grpo": GRPO,
-}
+GIVEN: dict[str, Row] = {"sft": dict.fromkeys(("input_ids", "labels"), IDS), "grpo": GRPO}
+GIVEN["reward"] = dict.fromkeys(("chosen_ids", "rejected_ids"), IDS)
 READ: Row = {"length": pa.int32(), "trained": pa.int32(), "position": pa.int64(), "response_id": pa.string()}
 OPEN, CLOSE, PROBE = "<think>", "</think>", "qzxv"  # the last stands for an answer: no template knows it
 
@@ -41,7 +38,7 @@ class Renderer:
         for missing in (what for what in has if has[what] is None):
             raise ModelError(f"{name} has no {missing}: how to prompt or end is unknown. Choose an instruct model.")
         self.vocabulary, stops = model.vocab_size, ends.eos_token_id
-        self.places: int | None = getattr(model, "max_position_embeddings", None)
+        self.places = places(path)
         self.stops = frozenset([stops] if isinstance(stops, int) else stops or [])
         template: Any = self.tokenizer.apply_chat_template
         turn = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": PROBE}]
@@ -127,12 +124,12 @@ class Renderer:
         for side in ("chosen", "rejected"):
             words = [spoken(row[side]) for row in rows]
             for row in (row for row, said in zip(rows, words, strict=True) if not said):
-                raise RenderError(
-                    f"The {side} reply {row['response_id']} is no assistant message of text. Build again."
-                )
+                told = f"The {side} reply {row['response_id']} is no assistant message of text"
+                raise RenderError(f"{told}. Build it again.")
             sides.append(self.judged([row["prompt"] for row in rows], words, thoughts))
-        lengths = [max(len(one), len(two)) for one, two in zip(*sides, strict=True)]
-        return {"length": lengths, "trained": lengths, "chosen_ids": sides[0], "rejected_ids": sides[1]}
+        both = [(len(one), len(two)) for one, two in zip(*sides, strict=True)]
+        counts: Row = {"length": [max(pair) for pair in both], "trained": [sum(pair) for pair in both]}
+        return counts | {"chosen_ids": sides[0], "rejected_ids": sides[1]}
 
     def encode(self, rows: list[Row]) -> list[tuple[list[int], int]]:
         """Token ids of each row and how many of them carry no loss: the prompt, and a prefix that is to be masked."""
@@ -177,6 +174,11 @@ class Renderer:
         return len(self.tokenizer(text[:chars], add_special_tokens=False)["input_ids"]) if written and chars > 0 else 0
 
 
+def places(path: Path) -> int | None:
+    """Tokens that the model in a directory reads at most, None where it does not say."""
+    return getattr(AutoConfig.from_pretrained(path).get_text_config(), "max_position_embeddings", None)
+
+
 def plain(messages: Any) -> list[Row]:
     """Messages without their null keys: templates would print them, or take them for given."""
     return [{key: turn[key] for key in turn or () if turn[key] is not None} for turn in messages or ()]
@@ -208,13 +210,14 @@ def tokens(
     trained, lengths = trained.to_numpy(), lengths.to_numpy()
     if positions.null_count or len(positions.unique()) < len(positions):
         raise ReleaseError("`position` is null or repeated in some rows: their order is undefined. Build it again.")
-    kept = lengths <= (limit or lengths.max())
+    kept = lengths <= (lengths.max() if limit is None else limit)
     if (dropped := int((~kept).sum())) and not (drop and kept.any()):
         named = f"longest {lengths.max():,} tokens, first {dataset[int(kept.argmin())]['response_id']}"
         told = f"Stage {stage}: {dropped:,} of {len(kept):,} rows exceed {most} {limit:,} ({named}). Cut they would"
         raise RenderError(f"{told} teach to stop in mid-thought: raise it, drop them by a rule or by --drop-too-long.")
     order = positions.to_numpy().argsort()
     counts = {"rows": int(kept.sum()), "dropped_rows": dropped, "longest": int(lengths[kept].max())}
-    counts |= {"tokens": int(lengths[kept].sum()), "trained_tokens": int(trained[kept].sum())}
+    read = trained if kind == "reward" else lengths  # both sides of a pair
+    counts |= {"tokens": int(read[kept].sum()), "trained_tokens": int(trained[kept].sum())}
     given = [*GIVEN[kind], *["position"] * (kind == "grpo")]
     return dataset.select(order[kept[order]]).select_columns(given), counts

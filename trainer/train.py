@@ -22,19 +22,14 @@ from trainer.errors import StageError, TrainerError
 from trainer.lineage import Record
 from trainer.schedule import Stage
 
-Finished = namedtuple("Finished", "stage directory trained weights_sha256 train_loss")
+Finished = namedtuple("Finished", "stage directory trained weights_sha256 train_loss reached")
 PACKAGES = ("tempered", "torch", "transformers", "trl", "accelerate", "datasets", "tokenizers")
 ADVICE = config.ARGUMENTS["failures"]
 EVERY_S = 30.0  # between two lines where there is no terminal
-KEPT = re.compile(
-    r"reward|accuracy$|margin$|kl$|entropy$|frac_reward_zero_std$|completions/(mean_length|clipped_ratio)$"
-)
-SHOWN = {  # of what TRL logs, by kind
-    "sft": [("loss", "loss", ".3f")],
-    "grpo": [("reward", "reward", ".3f"), (rewards.EARNED("accuracy"), "accuracy", ".1%"),
-             ("completions/mean_length", "tokens", ".0f")],
-    "reward": [("loss", "loss", ".3f"), ("accuracy", "accuracy", ".1%")],
-}  # fmt: skip
+KEPT = re.compile(r"reward|(accuracy|margin|kl|entropy|frac_reward_zero_std|completions/(mean_length|clipped_ratio))$")
+LENGTH, LOSS = ("completions/mean_length", "tokens", ".0f"), ("loss", "loss", ".3f")
+SHOWN = {"sft": [LOSS], "reward": [LOSS, ("accuracy", "accuracy", ".1%")]}  # of what TRL logs, by kind
+SHOWN["grpo"] = [("reward", "reward", ".3f"), (rewards.EARNED("accuracy"), "accuracy", ".1%"), LENGTH]
 
 
 def run(job: plan.Job) -> list[Finished]:
@@ -48,7 +43,7 @@ def run(job: plan.Job) -> list[Finished]:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         rows = {stage.name: plan.rendered(job, stage, folder) for stage in missing}
-    left = {name: plan.samples(arguments[name], found[0][1]["rows"])[1] for name, found in rows.items()}
+    told = {stage.name: plan.samples(job, stage, arguments[stage.name], rows[stage.name][0][1])[1] for stage in missing}
 
     # One stage after the other, each from the weights that its `init` names.
     finished: list[Finished] = []
@@ -60,7 +55,7 @@ def run(job: plan.Job) -> list[Finished]:
                 checkpoint = lineage.start(Path(str(args.output_dir)), wanted | {"processes": args.world_size})
             begin = f"{rows[stage.name][0][1]['rows']:,} rows, from {checkpoint.name if checkpoint else stage.init}"
             says = args.process_index == 0 and not job.quiet
-            for line in [*plan.notes(job, stage), *left[stage.name], begin] if says else ():
+            for line in [*plan.notes(job, stage), *told[stage.name], begin] if says else ():
                 print(f"stage {stage.name}: {line}", file=sys.stderr, flush=True)
             try:
                 train_stage(job, stage, wanted, args, rows[stage.name], checkpoint)
@@ -70,7 +65,8 @@ def run(job: plan.Job) -> list[Finished]:
                     raise
                 raise StageError(f"Stage {stage.name} stopped: {advice[0]}. Work is kept: run it again.") from error
         done = plan.held(job, stage) or {}
-        finished.append(Finished(stage.name, directory, stage in missing, done["weights_sha256"], done["train_loss"]))
+        ended = (done["weights_sha256"], done["train_loss"], reached(stage.kind, done))
+        finished.append(Finished(stage.name, directory, stage in missing, *ended))
 
     # `final` is the last stage of this run; the rendered rows have served.
     with first.main_process_first(local=False):
@@ -91,10 +87,9 @@ def train_stage(job: plan.Job, stage: Stage, wanted: Record, args: Any, rows: li
     known: Record = {"args": args, "processing_class": tokenizer, "peft_config": peft, **data}
     if stage.kind == "grpo":
         tokenizer.padding_side, tokenizer.eos_token = "left", job.renderer.added_stop or tokenizer.eos_token
-        longest = rows[0][1]["longest"] + args.max_completion_length
-        models = job.reward_models(stage)
-        known["reward_funcs"] = reinforce.load(settings, stage.name, job.renderer, models, longest)
-        reinforce.rewind(partial, int(checkpoint.name.partition("-")[2]) if checkpoint else 0)
+        known["reward_funcs"] = reinforce.load(settings, stage.name, job.renderer.begun, job.reward_models(stage))
+        if args.process_index == 0:
+            reinforce.rewind(partial, int(checkpoint.name.partition("-")[2]) if checkpoint else 0)
     trainer: Any = TRAINERS[stage.kind](str(job.initial(stage)), **known)
     if peft and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise StageError(f"Stage {stage.name}: peft merges whole weights, so not with FSDP or DeepSpeed.")
@@ -114,18 +109,16 @@ def train_stage(job: plan.Job, stage: Stage, wanted: Record, args: Any, rows: li
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model()
     if args.process_index == 0:
-        weights = {"weights_sha256": lineage.weights_sha256(partial)}
-        lineage.commit(partial, job.output / stage.directory, record | weights)
+        lineage.commit(partial, job.output / stage.directory, record, job.initial(stage))
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
 
 
 def record_of(job: plan.Job, stage: Stage, counts: dict[str, int], trainer: Any) -> Record:
     """What `training.json` holds beside the stage's identity and its weights."""
-    args, kept = trainer.args, ("step", "epoch", "loss", "learning_rate", "grad_norm")
-    history: list[Record] = trainer.state.log_history
-    steps = [entry for entry in history if "loss" in entry]
-    losses: list[Record] = [{key: entry.get(key) for key in kept} for entry in steps]
+    args, history = trainer.args, trainer.state.log_history
+    kept = ("step", "epoch", "loss", "learning_rate", "grad_norm")
+    losses: list[Record] = [{key: entry.get(key) for key in kept} for entry in history if "loss" in entry]
     held_out = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
     ends: list[int] = [0, *(entry["step"] for entry in losses)]
     total = sum(entry["loss"] * (entry["step"] - before) for before, entry in zip(ends, losses, strict=False))
@@ -134,8 +127,7 @@ def record_of(job: plan.Job, stage: Stage, counts: dict[str, int], trainer: Any)
     known |= {"base_revision": job.base.revision, "base_weights_sha256": job.base.weights_sha256}
     known |= {"steps": trainer.state.global_step, "processes": args.world_size, "losses": losses, "held_out": held_out}
     if stage.kind != "sft":
-        shown = {key for entry in steps for key in entry if KEPT.match(key)}
-        known["metrics"] = [{key: entry.get(key) for key in ("step", *sorted(shown))} for entry in steps]
+        known |= {"metrics": _metrics(history)} | ({"held_out_metrics": _metrics(history, "eval_")} if held_out else {})
     if stage.kind == "grpo":
         tried = reinforce.solved(Path(args.output_dir))
         known |= {"prompts": tried, "signs": rewards.signs(history), "rollouts_by": "vllm" if args.use_vllm else "trl"}
@@ -143,6 +135,19 @@ def record_of(job: plan.Job, stage: Stage, counts: dict[str, int], trainer: Any)
             print(line, file=sys.stderr, flush=True)
     known |= {"seeds": {"seed": args.seed, "data_seed": args.data_seed}, "train_loss": total / max(ends)}
     return known | {"packages": {package: version(package) for package in PACKAGES}}
+
+
+def _metrics(history: list[Record], prefix: str = "") -> list[Record]:
+    """What is kept of the log's entries that have a loss below a prefix."""
+    entries = [entry for entry in history if f"{prefix}loss" in entry]
+    shown = sorted({key for entry in entries for key in entry if KEPT.match(key.removeprefix(prefix))})
+    return [{"step": one["step"]} | {key.removeprefix(prefix): one.get(key) for key in shown} for one in entries]
+
+
+def reached(kind: str, record: Record) -> str:
+    """Where a stage ended, in words: the average loss, or what was logged last."""
+    last = {"loss": record["train_loss"]} | (record["metrics"][-1] if kind != "sft" else {})
+    return ", ".join(f"{word} {last[key]:{form}}" for key, word, form in SHOWN[kind] if last.get(key) is not None)
 
 
 class EpochSampler(Sampler[int]):
@@ -198,12 +203,10 @@ class Progress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         control.should_log |= control.should_save or state.global_step >= state.max_steps
         if self.says and state.is_world_process_zero and time.monotonic() - self.shown >= EVERY_S:
-            self.shown, last = time.monotonic(), [entry for entry in state.log_history if "loss" in entry][-1:]
-            said = f"stage {self.stage.name}: {state.global_step:,} of {state.max_steps:,} steps"
-            for entry in last:
-                known = [one for one in SHOWN[self.stage.kind] if entry.get(one[0]) is not None]
-                said += "".join(f", {word} {entry[key]:{form}}" for key, word, form in known)
-            print(said, file=sys.stderr, flush=True)
+            self.shown, said = time.monotonic(), f"{state.global_step:,} of {state.max_steps:,} steps"
+            for entry in [entry for entry in state.log_history if "loss" in entry][-1:]:
+                said += ", " + reached(self.stage.kind, {"train_loss": entry["loss"], "metrics": [entry]})
+            print(f"stage {self.stage.name}: {said}", file=sys.stderr, flush=True)
 
     on_epoch_end = on_step_end
 

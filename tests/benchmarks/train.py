@@ -56,7 +56,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def plain(job: plan.Job, tokens: Any, output: Path) -> None:
-    args = train.trl_arguments(job, job.stages[0])
+    args = plan.arguments(job, job.stages[0])
     args.output_dir = str(output)
     # In the stage's own order, as everybody would write it without a schedule.
     args.train_sampling_strategy = "sequential"
@@ -78,7 +78,7 @@ def training(folder: Path, rounds: int) -> float:
         prepared = plan.rendered(job, job.stages[0], folder / f"rows{number}")
         tokens, counts = prepared[0]
         trained, wanted = counts["tokens"], plan.identity(job, job.stages[0])
-        args = train.trl_arguments(job, job.stages[0])
+        args = plan.arguments(job, job.stages[0])
         train.lineage.start(Path(str(args.output_dir)), wanted | {"processes": 1})
         stage = partial(train.train_stage, job, job.stages[0], wanted, args, prepared, None)
         arms = [(ours, stage), (theirs, partial(plain, job, tokens, folder / f"plain{number}"))]

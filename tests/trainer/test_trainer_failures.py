@@ -254,7 +254,7 @@ def test_the_card_links_the_dataset_version(student: Path, release: Path, tmp_pa
     record = json.loads((stage.directory / "training.json").read_text(encoding="utf-8"))
     record["dataset"] |= {"source": "org/data@v1", "commit": "c" * 40}
     partial = Path(shutil.copytree(stage.directory, tmp_path / "partial"))
-    lineage.commit(partial, tmp_path / "done", record)
+    lineage.commit(partial, tmp_path / "done", record, student)
     card = (tmp_path / "done" / "README.md").read_text(encoding="utf-8")
     assert f"https://huggingface.co/datasets/org/data/tree/{'c' * 40}" in card and "datasets:\n- org/data" in card
 

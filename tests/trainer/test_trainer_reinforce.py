@@ -1,4 +1,4 @@
-"""Real GRPO and reward-model training of toy students through TRL."""
+"""Real GRPO training of toy students through TRL."""
 
 import json
 import math
@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from trainer_toys import CHATML, pair_row, prompt_row, save_student, stage_rows, train_tokenizer, write_release
-from transformers import AutoModelForSequenceClassification
+from trainer_toys import CHATML, prompt_row, save_student, train_tokenizer, write_release
 
 from trainer import config, lineage, plan, reinforce, render, schedule, train
-from trainer.errors import ModelError, RecipeError, ReleaseError, RenderError, StageError
+from trainer.errors import ModelError, RecipeError, RenderError, StageError
 
 QUICK = [
     "stages.grpo.max_completion_length=12", "stages.grpo.num_generations=2", "stages.grpo.max_steps=-1",
@@ -83,7 +81,7 @@ def test_a_finished_grpo_stage_is_skipped(done: Path, student: Path, capsys: pyt
 
 def test_prompts_that_nobody_solves_are_told(student: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     go(prompts(tmp_path / "v1"), student, tmp_path / "out", quiet=False)
-    assert "stage rl: 8 of 8 prompts were never solved: they taught nothing" in capfd.readouterr().err
+    assert "stage rl: 8 of 8 prompts were never solved: accuracy taught nothing by them" in capfd.readouterr().err
 
 
 def test_a_reward_is_earned_more_and_more(student: Path, own: Path, tmp_path: Path) -> None:
@@ -100,10 +98,10 @@ def test_a_reward_is_earned_more_and_more(student: Path, own: Path, tmp_path: Pa
     ("body", "problem"),
     [
         ("raise ValueError('no such key')", r"failed at step 0 on 4 completions: ValueError\('no such key'\)"),
-        ("return [1.0]", "it gave 1 rewards"),
+        ("return [1.0]", "it gave 1, no list of 4"),
         ("return [0.5, None, float('nan'), 1.0]", "it gave nan; a reward is a finite number, or None"),
         ("return ['high'] * len(completions)", "it gave 'high'"),
-        ("return 1.0", "it gave float, no list"),
+        ("return 1.0", "it gave 1.0, no list of 4"),
     ],
 )
 def test_a_reward_that_raises_or_gives_something_else_stops_the_stage(
@@ -153,8 +151,8 @@ def test_a_reward_that_fails_half_way_keeps_the_checkpoint_and_the_rest_equals_a
         (["stages.grpo.per_device_train_batch_size=32"], "8 prompts do not fill a batch of rollouts, which takes 16"),
         (["stages.grpo.max_completion_length=255"], "8 of 8 rows exceed what max_completion_length 255 leaves of 256"),
         (["stages.grpo.reward_weights=[1.0]"], "reward_weights cannot be set"),
-        (["stages.rl.reward_models={helpfulness: nowhere}"], "nowhere is neither a stage of kind reward"),
-        (["stages.rl.reward_models={kindness: out}"], "for helpfulness or harmlessness"),
+        (["stages.rl.reward_models={helpfulness: nowhere}"], "nowhere is neither an earlier stage of kind reward"),
+        (["stages.rl.reward_models={kindness: out}"], "Name one for helpfulness or harmlessness"),
         (["stages.grpo.generation_batch_size=8", "stages.grpo.save_strategy=steps", "stages.grpo.save_steps=3"],
          "save_steps 3 is no multiple of the 2 steps that one rollout serves"),
         (["stages.grpo.beta=0.1", "stages.grpo.sync_ref_model=true", "stages.grpo.save_strategy=steps",
@@ -179,7 +177,8 @@ def test_a_recipe_that_knows_no_lengths_or_rewards_says_what_to_set(student: Pat
 
 def test_prompts_that_do_not_fill_a_batch_are_told(student: Path, tmp_path: Path) -> None:
     job = plan.Job(str(prompts(tmp_path / "v1", 7)), str(student), tmp_path / "out", "smoke", QUICK)
-    assert plan.samples(plan.arguments(job, job.stages[0]), 7) == (
+    counts = {"rows": 7, "golds": 7, "unread_golds": 0}
+    assert plan.samples(job, job.stages[0], plan.arguments(job, job.stages[0]), counts) == (
         12,
         ["the last 1 prompts of each epoch's order do not fill a batch of 2 and are left out of it"],
     )
@@ -194,105 +193,6 @@ def test_steps_in_the_plan_are_those_of_the_run(student: Path, tmp_path: Path) -
     planned = plan.report(job, {"rl": counts})["stages"][0]["steps"]
     go(release, student, tmp_path / "out", *more)
     assert planned == record(tmp_path / "out" / "final")["steps"]
-
-
-# Preference models
-
-
-@pytest.fixture(scope="module")
-def judged(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A release of pairs and then prompts, some without a gold, trained whole."""
-    folder = tmp_path_factory.mktemp("preference")
-    rows = [
-        prompt_row(n, n, **({"solution": None, "gold_type": None, "verifier": None} if n % 2 else {})) for n in range(8)
-    ]
-    stages = {"preference": [pair_row(number, number) for number in range(16)], "rl": rows}
-    schedule = {"preference": {"kind": "reward", "init": "base"}, "rl": {"kind": "grpo", "init": "base"}}
-    release = write_release(folder / "v1", stages, schedule=schedule)
-    models = ["stages.rl.reward_models={helpfulness: preference}", "stages.rl.rewards={helpfulness: 1.0}"]
-    go(release, student, folder / "out", *models, "stages.preference.num_train_epochs=12")
-    return folder
-
-
-def test_a_reward_stage_learns_which_reply_is_preferred(judged: Path) -> None:
-    found = record(judged / "out" / "1-preference")
-    assert found["kind"] == "reward" and found["settings"]["scores"] == "helpfulness"
-    assert found["metrics"][-1]["accuracy"] == 1.0
-    model = AutoModelForSequenceClassification.from_pretrained(judged / "out" / "1-preference")
-    assert model.config.num_labels == 1
-
-
-def test_preferences_are_earned_where_there_is_no_gold(judged: Path) -> None:
-    lines = [json.loads(line) for line in (judged / "out" / "final" / reinforce.ROLLOUTS).read_text().splitlines()]
-    for line in lines:
-        earned = dict(zip(line["position"], line["rewards"]["helpfulness"], strict=True))
-        assert all((value is None) == (position % 2 == 0) for position, value in earned.items())
-    assert "reward_models_sha256" in record(judged / "out" / "final")
-
-
-def test_helpfulness_reads_the_answer_and_harmlessness_the_whole_reply(student: Path, tmp_path: Path) -> None:
-    rows = [pair_row(number, number) for number in range(4)]
-    release = write_release(tmp_path / "v1", {"p": rows}, schedule={"p": {"kind": "reward", "init": "base"}})
-    renderer = render.Renderer(student, "student")
-    for scores, whole in (("helpfulness", False), ("harmlessness", True)):
-        job = plan.Job(str(release), str(student), tmp_path / "out", "smoke", [f"stages.p.scores={scores}"])
-        (tmp_path / scores).mkdir()
-        dataset = plan.rendered(job, job.stages[0], tmp_path / scores)[0][0]
-        text = renderer.tokenizer.decode(dataset[0]["chosen_ids"])
-        thoughts = "<think>\none more than 0\n</think>\n\n" * whole
-        assert text == f"<|im_start|>user\n0 + 1?<|im_end|>\n<|im_start|>assistant\n{thoughts}1<|im_end|>"
-
-
-def test_a_preference_model_scores_a_rollout_as_it_was_trained(judged: Path) -> None:
-    directory = judged / "out" / "1-preference"
-    model = AutoModelForSequenceClassification.from_pretrained(directory)
-    job = plan.Job(str(judged / "v1"), str(judged / "out" / "1-preference"), judged / "x", "smoke", until="preference")
-    (judged / "rows").mkdir()
-    row = plan.rendered(job, job.stages[0], judged / "rows")[0][0][3]
-    with torch.inference_mode():
-        trained = [model(input_ids=torch.tensor([row[f"{side}_ids"]])).logits.item() for side in ("chosen", "rejected")]
-    pair = pair_row(3, 3)
-    scorer = reinforce.Preference("helpfulness", directory, 100)
-    contents = [pair["chosen"], pair["rejected"]]
-    found = scorer([pair["prompt"]] * 3, [*contents, contents[0]], [None, None, "4"])
-    assert found[:2] == pytest.approx(trained, abs=1e-5) and found[2] is None
-    assert trained[0] > trained[1]
-
-
-def test_thoughts_that_never_end_have_no_answer_to_prefer(student: Path) -> None:
-    renderer = render.Renderer(student, "student")
-    asked = [{"role": "user", "content": "Hi"}]
-    cut, empty = renderer.judged([asked] * 2, ["<think>\nso much to say", ""], False)
-    assert cut == empty
-
-
-def test_a_model_trained_for_one_preference_is_not_taken_for_the_other(judged: Path) -> None:
-    with pytest.raises(RecipeError, match="was trained to score helpfulness"):
-        reinforce.Preference("harmlessness", judged / "out" / "1-preference", 100)
-
-
-def test_a_preference_model_is_not_asked_about_more_than_it_can_read(judged: Path) -> None:
-    with pytest.raises(RecipeError, match="reads 256 tokens, prompt and reply may have 300"):
-        reinforce.Preference("helpfulness", judged / "out" / "1-preference", 300)
-
-
-def test_nothing_is_trained_from_a_reward_model(student: Path, tmp_path: Path) -> None:
-    stages = {"p": [pair_row(0, 0)], "rows": stage_rows(0, 4)}
-    release = write_release(tmp_path / "v1", stages, schedule={"p": {"kind": "reward", "init": "base"}})
-    with pytest.raises(ReleaseError, match="Stage rows starts from p, a reward model, which writes nothing"):
-        go(release, student, tmp_path / "out")
-
-
-def test_other_preference_weights_are_another_stage(judged: Path, student: Path, tmp_path: Path) -> None:
-    job = plan.Job(
-        str(judged / "v1"), str(student), judged / "out", "smoke",
-        [*QUICK, "stages.rl.reward_models={helpfulness: preference}", "stages.rl.rewards={helpfulness: 1.0}",
-         "stages.preference.num_train_epochs=12"],
-    )  # fmt: skip
-    wanted = plan.identity(job, job.stages[1])
-    assert wanted["reward_models_sha256"] == [lineage.weights_sha256(judged / "out" / "1-preference")]
-    held = plan.held(job, job.stages[1])
-    assert held and lineage.differences(held, wanted | {"reward_models_sha256": ["0" * 64]}) == ["reward_models_sha256"]
 
 
 # Templates and rows

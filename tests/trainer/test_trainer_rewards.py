@@ -1,6 +1,7 @@
 """Rewards against completions written by hand, and against what the builder says of the same replies."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,19 @@ THOUGHT = "<think>\nfirst this, then that\n</think>\n\n"
         (THOUGHT + "The answer is 41.", "42", "integer", 0),
         (THOUGHT + "It costs $1,319 in all.", "1319", "number", 1),
         (THOUGHT + "It is 50%.", "50", "number", 1),
+        (THOUGHT + "It is −5.", "-5", "integer", 1),
+        (THOUGHT + r"\boxed{-5}", "−5", "integer", 1),
+        (THOUGHT + "It is 5.", "−5", "integer", 0),
+        (THOUGHT + "It is +5.", "5", "integer", 1),
+        (THOUGHT + "It is 5.", "+5", "integer", 1),
+        (THOUGHT + "B", "BCD", "choice", None),  # no letter
+        (THOUGHT + "assert f(1) == 2", "assert f(1) == 2", "python_tests", None),
         (THOUGHT + r"So $\frac{1}{2}$.", r"\frac{1}{2}", "latex", 1),
         (THOUGHT + r"\boxed{0.5}", r"\frac{1}{2}", "latex", 1),
         (THOUGHT + r"\boxed{\frac{1}{3}}", r"\frac{1}{2}", "latex", 0),
+        (THOUGHT + r"\boxed{4a-2}", "4a-2", "latex", 1),
+        (THOUGHT + r"\boxed{3}", "3n", "latex", 0),
+        (THOUGHT + r"\boxed{f(x) = 2x}", "f(x)=2x", "latex", 1),
         (THOUGHT + "No idea.", "42", "integer", 0),
         ("<think>\nit is 42\n</think>\n\n", "42", "integer", 0),  # the answer is what follows the thoughts
         (r"<think>" + r"\boxed{42} then", "42", "integer", 0),  # never ends its thoughts
@@ -112,23 +123,25 @@ LETTERS = st.text(
 )
 
 
+CONNECTION = duckdb.connect(config={"threads": 1})  # one for all examples: opening costs more than the rule
+CONNECTION.execute("create table stg_responses as select 'r' as response_id, 'p' as prompt_id")
+
+
 @settings(max_examples=300, deadline=None)
 @given(LETTERS, LETTERS, st.sampled_from([None, "en", "pt-BR", "ru", "ar", "zh", "ja", "ko", "xx"]))
 def test_the_language_score_is_one_less_what_the_sql_rule_calls_foreign(
     reasoning: str, answer: str, language: str | None
 ) -> None:
     features = text_features(reasoning, answer)
+    CONNECTION.register("stg_features", pa.Table.from_pylist([{"response_id": "r", **features}]))
+    CONNECTION.execute(
+        "create or replace table stg_prompts as select 'p' as prompt_id, ?::varchar as language", [language]
+    )
     shares = []
-    for most in ({"max_foreign_share": -1.0}, {"max_foreign_share": 2.0, "max_latin_share": -1.0}):
-        with duckdb.connect() as connection:
-            connection.register("stg_features", pa.Table.from_pylist([{"response_id": "r", **features}]))
-            connection.execute("create table stg_responses as select 'r' as response_id, 'p' as prompt_id")
-            connection.execute(
-                "create table stg_prompts as select 'p' as prompt_id, ?::varchar as language", [language]
-            )
-            for name, value in most.items():
-                connection.execute(f"set variable {name} = {value}")
-            found = connection.sql(RULE.read_text(encoding="utf-8")).fetchall()
+    for script, latin in ((-1.0, None), (2.0, -1.0)):
+        for name, value in (("max_foreign_share", script), ("max_latin_share", latin)):
+            CONNECTION.execute(f"set variable {name} = {'null' if value is None else value}")
+        found = CONNECTION.sql(RULE.read_text(encoding="utf-8")).fetchall()
         shares.append(found[0][1] if found else None)
     text = "\n\n".join(part for part in (reasoning, answer) if part)
     score = language_score(text, language)
@@ -185,11 +198,36 @@ def test_signs_of_reward_hacking_are_accuracy_down_and_something_else_up(
     assert [sign.partition(" while ")[2].partition(" rose")[0] for sign in found] == expected
 
 
+def noisy(chance: random.Random, steps: int, fall: float) -> list[dict[str, Any]]:
+    """What 64 rollouts a step show of an accuracy that falls evenly by `fall` while replies grow as evenly."""
+    part = [fall * step / (steps - 1) for step in range(steps)]
+    accuracy = [sum(chance.random() < 0.4 - lost for _ in range(64)) / 64 for lost in part]
+    shaped = [sum(chance.random() < 0.7 for _ in range(64)) / 64 for _ in range(steps)]
+    return logged(accuracy=accuracy, format=shaped, length=[chance.gauss(300 + 600 * lost, 12.5) for lost in part])
+
+
+def test_chance_alone_shows_no_sign_however_often_one_looks_and_a_real_fall_does() -> None:
+    chance = random.Random(0)
+    series = [noisy(chance, 60, 0.0) for _ in range(40)]
+    assert sum(any(rewards.signs(each[:steps]) for steps in range(16, 61)) for each in series) <= 1
+    assert all(rewards.signs(noisy(chance, 60, 0.25)) for _ in range(40))
+
+
+def test_the_summary_that_ends_a_log_hides_no_sign() -> None:
+    history = logged(accuracy=DOWN, format=UP)
+    assert len(rewards.signs(history)) == len(rewards.signs([*history, {"train_runtime": 1.0, "step": 40}])) == 1
+
+
 def test_an_entry_without_a_reward_is_skipped() -> None:
     history = logged(accuracy=DOWN, format=UP)
     for entry in history[::7]:
         entry["rewards/format/mean"] = None  # type: ignore[assignment]
     assert len(rewards.signs(json.loads(json.dumps(history)))) == 1
+
+
+def test_a_reward_model_without_a_weight_is_refused() -> None:
+    with pytest.raises(RecipeError, match="a reward model for helpfulness, but no weight, so nothing would be earned"):
+        rewards.functions({"rewards": {"format": 1.0}, "reward_models": {"helpfulness": "there"}}, "rl")
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,18 @@
 """Adapters, packing, held-out rows, several processes: what TRL has is used, and what comes out is checked."""
 
 import json
-import os
 import re
-import socket
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from trainer_lives import finish, launch
 from trainer_toys import edit_manifest, save_student, stage_rows, write_release
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trainer import cli, plan, train
+from trainer import plan, train
 from trainer.errors import RecipeError, ReleaseError
 
 EXCUSED = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21.2
@@ -132,43 +130,6 @@ def test_the_plan_estimates_memory_and_time_by_the_formula(student: Path, releas
     assert twice["device_hours"] == pytest.approx(plain["device_hours"] * 2 * 8 / 6)
     assert twice["activation_bytes"] * 17 == plain["activation_bytes"]
     assert line(PEFT)["state_bytes"] == parameters * 4
-
-
-def rank(argv: list[str], shared: dict[str, str], number: str, said: Path) -> None:
-    os.environ |= shared | {"RANK": number, "LOCAL_RANK": number}
-    torch.set_num_threads(1)
-    sys.argv = ["trainer", *argv]
-    with said.open("w", encoding="utf-8") as sys.stdout:
-        cli.main()
-
-
-def launch(spawner: Any, release: Path, student: Path, output: Path, *overrides: str) -> list[Any]:
-    """The run in two processes over gloo, as `accelerate launch` starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    arguments = ["run", "--dataset", release, "--model", student, "--output", output, "--recipe", "smoke", "--json"]
-    command = [
-        *map(str, arguments),
-        "defaults.per_device_train_batch_size=2",
-        "defaults.num_train_epochs=2",
-        *overrides,
-    ]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    said = [output.with_suffix(f".{number}") for number in "01"]
-    ranks = [spawner.Process(target=rank, args=(command, shared, path.suffix[1:], path)) for path in said]
-    for process in ranks:
-        process.start()
-    return ranks
-
-
-def finish(ranks: list[Any], output: Path) -> str:
-    """What the first process prints; the other prints nothing."""
-    for process in ranks:
-        process.join(200)
-    assert [process.exitcode for process in ranks] == [0, 0]
-    assert output.with_suffix(".1").read_text() == ""
-    return output.with_suffix(".0").read_text()
 
 
 @pytest.mark.faults

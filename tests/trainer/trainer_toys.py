@@ -110,6 +110,8 @@ def write_release(
 
 def table_of(rows: Iterable[dict[str, Any]]) -> pa.Table:
     table = pa.Table.from_pylist(list(rows) or [reply(0, 0)])
+    told = [field.with_type(pa.string()) if pa.types.is_null(field.type) else field for field in table.schema]
+    table = table.cast(pa.schema(told))  # a column of nulls has its type in a release
     for name in ("prompt", "completion"):
         if name in table.column_names and pa.types.is_list(table.schema.field(name).type):
             index = table.column_names.index(name)
