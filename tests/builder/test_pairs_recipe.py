@@ -101,7 +101,7 @@ def test_full_and_smoke_recipe_have_the_same_shape_and_gaps_that_a_judge_can_giv
         assert recipe.preference is not None and recipe.judge is not None
         assert recipe.preference.min_gap <= recipe.judge.votes
         assert plan_selection(recipe).preference is not None
-    assert any(source.gold is not None for source in full.prompts)  # else no judge can be tried; smoke reads column gold
+    assert any(source.gold is not None for source in full.prompts)  # else no judge can be tried
     assert list(full.stages) == list(smoke.stages) == ["preference"]
     assert full.selection.rules == smoke.selection.rules
     assert full.preference is not None and full.preference.min_gap > 1  # arXiv:2501.12948v2 3.1
