@@ -24,7 +24,7 @@ faults: $(VENV)/.dev
 
 # Ratios, measured side by side in one run; minutes, and worth little on a busy machine.
 bench: $(VENV)/.dev
-	for each in generate plan features filter dedup select compare score release verify_answers train; do $(BIN)/python tests/benchmarks/$$each.py || exit 1; done
+	for each in generate plan features filter dedup select compare score release report verify_answers train; do $(BIN)/python tests/benchmarks/$$each.py || exit 1; done
 
 # A real vLLM on this machine's CPU (Linux, x86_64, Python 3.11), and the tests that ask it.
 vllm: $(VLLM_VENV)/.ready

@@ -115,8 +115,12 @@ def histogram(
     top_share: float,
     marker: float | None,
     title: str,
+    labels: Sequence[str] = (),
 ) -> Markup:
-    """Bars of `counts` and, within them, of `inner`; heights are shares of all counts, `top_share` the full one."""
+    """Bars of `counts` and, within them, of `inner`; heights are shares of all counts, `top_share` the full one.
+
+    `labels`, one a bar and empty for most, stand in place of the numbers of the edges.
+    """
     plot, base, total = 108, 122, sum(counts) or 1
     low, high = edges[0], edges[-1]
     width = _WIDTH / len(counts)
@@ -136,7 +140,13 @@ def histogram(
     if marker is not None:
         x = _percent(marker, low, high)
         parts.append(_tag("line", x1=x, x2=x, y1=8, y2=base, class_="median"))
-    for tick in ticks(low, high):
+    for index, label in enumerate(labels):
+        if label:
+            middle = _LEFT + width * (index + 0.5)
+            anchor = _anchor(index / max(len(labels) - 1, 1))
+            place = _number({"start": _LEFT, "end": _LEFT + _WIDTH}.get(anchor, middle))
+            parts.append(_text(label, place, base + 18, anchor=anchor))
+    for tick in () if labels else ticks(low, high):
         x, anchor = _percent(tick, low, high), _anchor((tick - low) / (high - low))
         parts.append(_tag("line", x1=x, x2=x, y1=base, y2=base + 4, class_="axis"))
         parts.append(_text(f"{tick:,g}".replace("-", "−"), x, base + 18, anchor=anchor))

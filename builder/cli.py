@@ -25,6 +25,7 @@ from builder.options import (
 from builder.pairs_command import pairs
 from builder.publish_command import publish
 from builder.release_command import release
+from builder.report_command import report
 from builder.review_command import review
 from builder.rewrite_command import rewrite
 from builder.verify_command import verify
@@ -315,17 +316,7 @@ app.command()(diff)
 recipe_command(app, "eval", options=("limit", *BUDGET))(evaluate)
 
 
-@recipe_command(app, writes=False)
-def report(
-    context: Context,
-    out: Annotated[Path | None, typer.Option("--out", help="File to write; default report.html in the run.")] = None,
-) -> None:
-    """One self-contained HTML page of a run: accuracy, funnel, releases, distributions, sampled replies."""
-    from builder.report import write_report
-
-    path = write_report(context.run, context.recipe, out)
-    context.reporter.line(f"report: {path}")
-    context.reporter.result({"report": str(path)})
+app.command()(report)
 
 
 @app.command()

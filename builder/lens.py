@@ -74,8 +74,16 @@ class Lens:
         return [(sentence, texts[sentence.number]) for sentence in self.sentences if sentence.number in texts]
 
 
-def lens(reasoning: str | None, answer: str | None, row: Mapping[str, Any], margin: float) -> Lens:
-    """The reply with a row of table `sentences`, at a margin in probability.
+def lens(
+    reasoning: str | None,
+    answer: str | None,
+    row: Mapping[str, Any],
+    margin: float,
+    *,
+    max_chars: int = MAX_CHARS,
+    max_sentences: int = MAX_SENTENCES,
+) -> Lens:
+    """The reply with a row of table `sentences`, at a margin in probability, shown up to these limits.
 
     Raises TableError when the row is not of this text: its sentences do not end where the text does.
     """
@@ -90,8 +98,8 @@ def lens(reasoning: str | None, answer: str | None, row: Mapping[str, Any], marg
     inner = len((reasoning or "").encode())
     outer = inner + (len(SEPARATOR) if reasoning and answer else 0)
     pieces: list[Piece] = []
-    room = MAX_CHARS
-    for sentence, (start, end) in zip(found[:MAX_SENTENCES], pairwise([0, *ends]), strict=False):
+    room = max_chars
+    for sentence, (start, end) in zip(found[:max_sentences], pairwise([0, *ends]), strict=False):
         for part, cut in _parts(text, start, end, inner, outer, row["response_id"]):
             if cut[:room]:
                 pieces.append(Piece(cut[:room], part, sentence))

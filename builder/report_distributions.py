@@ -174,7 +174,10 @@ def pass_rates(replies: Replies) -> Distribution | None:
         )
     ]
     labels = ("never", *[""] * 10, "always")
-    unit = "Pass rate: prompts by the share of the teacher's replies to them that are correct; between never and always, tenths"
+    unit = (
+        "Pass rate: prompts by the share of the teacher's replies to them that are correct; between never and always, "
+        "tenths"
+    )
     return _shaped("pass_rate", unit, [float(edge) for edge in range(13)], found, labels)
 
 

@@ -1,16 +1,14 @@
-"""What the report counts: size, accuracy, distributions. Reads a run, returns plain values."""
+"""What the report counts: size and accuracy. Reads a run, returns plain values."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, Final
 
-import numpy as np
 import polars as pl
 
-from builder.charts import shared_bins
 from builder.errors import TableError
 from builder.schema import PAID_ROLES
 from builder.store import Run
@@ -59,34 +57,6 @@ class Reading:
     after: str
     gain: float
     words: str
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """One quantity at one temperature; `kept` counts the replies in a stage. Quantiles are over all replies."""
-
-    temperature: float
-    counts: tuple[int, ...]
-    kept: tuple[int, ...]
-    missing: int
-    mean: float | None
-    quantiles: Mapping[str, float]
-
-    @property
-    def replies(self) -> int:
-        return sum(self.counts)
-
-
-@dataclass(frozen=True)
-class Distribution:
-    """One quantity at every temperature, in the same bins and to the same scale."""
-
-    name: str
-    unit: str
-    whole: bool
-    edges: tuple[float, ...]
-    histograms: tuple[Histogram, ...]
-    top_share: float = field(default=1.0)
 
 
 def counts(run: Run) -> Counts:
@@ -164,52 +134,6 @@ def _reading(before: Measured, after: Measured) -> Reading:
     else:
         words = "the intervals overlap: at this size the difference may be noise."
     return Reading(before.model, after.model, after.pass_at_1 - before.pass_at_1, words)
-
-
-def distributions(run: Run, student: str | None) -> list[Distribution]:
-    """Completion tokens and mean_delta of teacher replies by temperature, in bins that the temperatures share."""
-    kept = run.scan("selection").filter(pl.col("kind") == "sft").select("grain_id").unique()
-    scores = run.scan("scores").filter(pl.col("student_id") == (student or "")).select("response_id", "mean_delta")
-    frame = (
-        run.scan("responses")
-        .filter(pl.col("role") == "teacher")
-        .select("response_id", "temperature", "completion_tokens")
-        .join(kept.with_columns(kept=pl.lit(True)), left_on="response_id", right_on="grain_id", how="left")
-        .join(scores, on="response_id", how="left")
-        .collect()
-    )
-    found = (
-        _distribution(frame, "completion_tokens", "completion tokens", whole=True),
-        _distribution(frame, "mean_delta", "mean of p_teacher − p_student over a reply's sentences", whole=False),
-    )
-    return [one for one in found if one is not None]
-
-
-def _distribution(frame: pl.DataFrame, name: str, unit: str, *, whole: bool) -> Distribution | None:
-    known = pl.col(name).is_not_null() & pl.col(name).cast(pl.Float64).is_finite()
-    values = frame.filter(known)[name].to_numpy()
-    if not len(values):
-        return None
-    edges = shared_bins(values, whole=whole)
-    histograms = tuple(_histograms(frame, known, name, edges))
-    top = max(max(one.counts) / one.replies for one in histograms if one.replies)
-    return Distribution(name, unit, whole, tuple(edges), histograms, top)
-
-
-def _histograms(frame: pl.DataFrame, known: pl.Expr, name: str, edges: Sequence[float]) -> Iterator[Histogram]:
-    for (temperature,), rows in sorted(frame.group_by("temperature")):
-        there = rows.filter(known)
-        values = there[name].to_numpy()
-        kept = there.filter(pl.col("kept").fill_null(value=False))[name].to_numpy()
-        share = {"10%": 0.1, "median": 0.5, "90%": 0.9}
-        yield Histogram(
-            temperature=float(str(temperature)),
-            counts=tuple(int(number) for number in np.histogram(values, edges)[0]),
-            kept=tuple(int(number) for number in np.histogram(kept, edges)[0]),
-            missing=len(rows) - len(there),
-            mean=float(values.mean()) if len(values) else None,
-            quantiles={label: float(np.quantile(values, q)) for label, q in share.items()} if len(values) else {},
-        )
 
 
 def latest_time(run: Run, last: datetime | None) -> datetime | None:

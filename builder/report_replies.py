@@ -25,7 +25,7 @@ from builder.store import Run, check_schema
 
 INDEXED: Final = 100_000
 """Replies that the page lists, and that charts of sentences read: the first by md5 of their id."""
-_MEMORY: Final = "1GiB"
+_MEMORY: Final = "640MiB"
 _STAGED: Final = (
     "responses", "prompts", "scores", "features", "verdicts", "rejections", "selection", "sentences", "rewrites"
 )  # fmt: skip
@@ -39,15 +39,14 @@ class Replies:
     """A connection with table `replies`, and views by which packaged reports and selectors read it.
 
     `counted_at` is the margin of teacher and student sentences in `replies`: the recipe's, or of those that scores
-    hold counts for the one nearest to it. `sentences` says whether lists of sentences can be read, `accounted` whether
-    times and prices can.
+    hold counts for the one nearest to it. Only a run (`of_run`) has lists of sentences, what rules observed, times and
+    prices.
     """
 
     connection: duckdb.DuckDBPyConnection
     margin: float
     counted_at: float
-    sentences: bool
-    accounted: bool
+    of_run: bool
 
     def ask(self, sql: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Rows of a statement by the names of their columns. Raises TableError where a part cannot be read."""
@@ -98,7 +97,7 @@ def replies_of_run(run: Run, staged: Mapping[str, str | None], margin: float) ->
     """
     with _opened() as connection:
         counted_at = nearest_margin(margin)
-        made = Replies(connection, margin, counted_at, sentences=True, accounted=True)
+        made = Replies(connection, margin, counted_at, of_run=True)
         made._set({name: value for name, value in staged.items() if value is not None})
         for table in _STAGED:
             made.ask(f"create view {table} as {_rows_of(connection, run, table)}")
@@ -114,7 +113,7 @@ def replies_of_release(database: Path, stages: Mapping[str, str], margin: float)
     the rows of its stages of kind sft, whose configs `stages` names. Raises TableError where it holds no reply."""
     with _opened() as connection:
         counted_at = nearest_margin(margin)
-        made = Replies(connection, margin, counted_at, sentences=False, accounted=False)
+        made = Replies(connection, margin, counted_at, of_run=False)
         made.ask(f"attach {quoted(str(database))} as release (read_only)")
         named = made.ask("select table_name from duckdb_tables() where database_name = 'release'")
         tables = {row["table_name"] for row in named}

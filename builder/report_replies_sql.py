@@ -3,8 +3,8 @@
 Columns: response_id, prompt_id, domain, temperature, role, sample_index, completion_tokens, finish_reason,
 prefix_chars; verdict (that decides); where the score is ok teacher_counts, student_counts, counted_sentences,
 mean_delta, and teacher_sentences (at `slot`); distinct_4gram_share; rules (names of those it breaks, sorted); stages
-(where it is kept), position and rank of the first; ranks (whether a selector sees it); is_indexed. Table `probabilities`: exp of the mean logprob of a reply's tokens, as in
-sql/reports/temperature.sql, for those of the index.
+(where it is kept), position and rank of the first; ranks (whether a selector sees it); is_indexed. Table
+`probabilities`: exp of the mean logprob of a reply's tokens, as in sql/reports/temperature.sql, for the index.
 """
 
 from typing import Final
@@ -233,9 +233,7 @@ create temp table probabilities as select null::varchar as response_id, null::do
 VIEWS: Final = {
     "stg_responses": "select response_id, prompt_id, role, temperature, sample_index from replies where {where}",
     "stg_prompts": "select distinct prompt_id, domain from replies where {where}",
-    "stg_verdicts": (
-        "select response_id, verdict, true as decides from replies where verdict is not null and {where}"
-    ),
+    "stg_verdicts": ("select response_id, verdict, true as decides from replies where verdict is not null and {where}"),
     "stg_sentences": (
         "select lists.* exclude (byte_end) from sentence_lists as lists "
         "semi join replies on replies.response_id = lists.response_id and {where}"

@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import polars as pl
 import pyarrow as pa
@@ -14,8 +14,12 @@ import pyarrow.parquet as pq
 from builder.errors import TableError
 from builder.release import latest_release, read_manifest
 from builder.report_numbers import events
+from builder.report_replies import Replies
 from builder.rewrite_steps import RewriteCounts
 from builder.store import Run
+
+_OUTCOMES: Final = 40
+"""Lines of the table by domain and temperature at most."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +56,8 @@ def funnel(run: Run) -> Funnel | None:
     if made is None and manifest is None:
         return None
     if manifest is not None and (made is None or _overtaken(made, manifest)):
-        selection = manifest["selection"]["selection_id"]
-        rules = tuple(
-            {"rule_name": row["rule"], **{name: row[name] for name in ("breaks", "breaks_alone", "tokens")}}
-            for row in manifest["funnel"]
-        )
-        stages = tuple(
-            {"name": row["stage"], **{name: row[name] for name in ("kind", "rows", "tokens")}}
-            for row in manifest["schedule"]
-        )
-        source = f"release {manifest['version']}"
-        return Funnel(source, manifest["created"], selection, rules, stages, None, _stale(run, selection, None))
+        found = funnel_of_release(manifest)
+        return replace(found, stale=_stale(run, found.selection_id, None))
     assert made is not None
     rewrites = made.get("rewrites")
     totals = {
@@ -77,6 +72,31 @@ def funnel(run: Run) -> Funnel | None:
         totals=totals,
         stale=_stale(run, made["selection_id"], made["replies"], of_rewrites=rewrites is not None),
         rewrites=RewriteCounts(**rewrites).line() if rewrites else None,
+    )
+
+
+def funnel_of_release(manifest: Mapping[str, Any]) -> Funnel:
+    """The selection behind a release."""
+    rules = tuple(
+        {"rule_name": row["rule"], **{name: row[name] for name in ("breaks", "breaks_alone", "tokens")}}
+        for row in manifest["funnel"]
+    )
+    stages = tuple(
+        {"name": row["stage"], **{name: row[name] for name in ("kind", "rows", "tokens")}}
+        for row in manifest["schedule"]
+    )
+    selection = manifest["selection"]["selection_id"]
+    return Funnel(f"release {manifest['version']}", manifest["created"], selection, rules, stages, None, None)
+
+
+def outcomes(replies: Replies) -> list[dict[str, Any]]:
+    """By domain and temperature, and (null, null) in all: candidates, those that break no rule, those kept."""
+    return replies.ask(
+        "select case when grouping(domain) = 0 then domain end as domain, temperature, count(*) as replies, "
+        "count(*) filter (where len(rules) = 0) as survivors, count(*) filter (where len(stages) > 0) as kept, "
+        "count(distinct prompt_id) as prompts "
+        "from replies group by grouping sets ((), (domain, temperature)) "
+        f"order by domain is null, count(*) desc, domain, temperature limit {_OUTCOMES}"
     )
 
 
@@ -108,13 +128,19 @@ def releases(run: Run) -> list[ReleaseSummary]:
     return [_summary(path, read_manifest(path)) for path in whole]
 
 
+def release_summary(manifest: Mapping[str, Any], policies: Mapping[str, dict[str, int]]) -> ReleaseSummary:
+    """A release by its manifest, with the rows of each policy by stage."""
+    stages = tuple({**entry, "policies": policies.get(entry["stage"], {})} for entry in manifest["schedule"])
+    return ReleaseSummary(manifest["version"], manifest["created"], manifest["parent"], manifest["build_id"], stages)
+
+
 def _version(path: Path) -> int:
     return int(path.name[1:])
 
 
 def _summary(path: Path, manifest: Mapping[str, Any]) -> ReleaseSummary:
-    stages = tuple({**entry, "policies": _policies(path / "data" / entry["config"])} for entry in manifest["schedule"])
-    return ReleaseSummary(manifest["version"], manifest["created"], manifest["parent"], manifest["build_id"], stages)
+    policies = {entry["stage"]: _policies(path / "data" / entry["config"]) for entry in manifest["schedule"]}
+    return release_summary(manifest, policies)
 
 
 def _policies(folder: Path) -> dict[str, int]:

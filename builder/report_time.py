@@ -48,12 +48,13 @@ class Step:
 
 def throughput(replies: Replies) -> Throughput | None:
     """Replies, completion tokens and USD over time; None where no reply says when it came."""
-    if not replies.accounted:
+    if not replies.of_run:
         return None
     roles = ", ".join(f"'{role}'" for role in PAID_ROLES)
     paid = f"responses where role in ({roles}) and received_at is not null"
     (span,) = replies.ask(
-        f"select epoch(min(received_at)) as first, epoch(max(received_at)) as last, count(cost_usd) as priced from {paid}"
+        "select epoch(min(received_at)) as first, epoch(max(received_at)) as last, count(cost_usd) as priced "
+        f"from {paid}"
     )
     if span["first"] is None:
         return None
@@ -63,7 +64,8 @@ def throughput(replies: Replies) -> Throughput | None:
     )
     rows = replies.ask(
         f"select (epoch(received_at) // {seconds})::bigint as bucket, count(*) as replies, "
-        f"coalesce(sum(completion_tokens), 0)::bigint as tokens, coalesce(sum(cost_usd), 0) as cost from {paid} group by bucket"
+        "coalesce(sum(completion_tokens), 0)::bigint as tokens, coalesce(sum(cost_usd), 0) as cost "
+        f"from {paid} group by bucket"
     )
     found = {row["bucket"]: row for row in rows}
     places = range(min(found), max(found) + 1)
@@ -83,9 +85,7 @@ def throughput(replies: Replies) -> Throughput | None:
 
 def steps(found: Sequence[Mapping[str, Any]]) -> list[Step]:
     """The latest events, the oldest of them first."""
-    return [
-        Step(str(event.get("time", "")), str(event["step"]), "; ".join(_facts(event))) for event in found[-_STEPS:]
-    ]
+    return [Step(str(event.get("time", "")), str(event["step"]), "; ".join(_facts(event))) for event in found[-_STEPS:]]
 
 
 def _facts(event: Mapping[str, Any]) -> list[str]:
