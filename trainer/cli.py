@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import traceback
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +49,7 @@ def command(
         raise RecipeError("--show is an option of `trainer plan`, --push-to-hub one of `trainer run`.")
     if quiet or not sys.stderr.isatty():  # the libraries read this when they are imported
         os.environ |= {"TQDM_DISABLE": "1"} | ({"TRANSFORMERS_VERBOSITY": "error"} if quiet else {})
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # TRL's own affair
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result alone
         from trainer import lineage, plan, train
 
