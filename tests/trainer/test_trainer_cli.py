@@ -34,7 +34,7 @@ def test_importing_the_command_line_imports_nothing_heavy() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
 
 
-@pytest.mark.parametrize(("names", "most"), [(("language", "rewards", "reinforce"), 350), (("",), 1450)])
+@pytest.mark.parametrize(("names", "most"), [(("language", "rewards", "reinforce"), 350), (("",), 1460)])
 def test_the_package_stays_thin(names: tuple[str, ...], most: int) -> None:
     files = [file for file in Path(cli.__file__).parent.glob("**/*.py") if file.stem.startswith(names)]
     assert sum(bool(line.strip()) for file in files for line in file.read_text(encoding="utf-8").splitlines()) < most
