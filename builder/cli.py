@@ -1,5 +1,6 @@
 """The command line: one verb a step. Parses, calls, prints; everything else lives in the step's module."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,7 @@ app = typer.Typer(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to leave everything.")] = Path("demo"),
+    as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -49,21 +51,24 @@ def demo(
     with messages(debug):
         from builder.demo import run_demo
 
-        run_demo(folder, quiet=quiet)
+        results = run_demo(folder, quiet=quiet, as_json=as_json)
+        if as_json:
+            typer.echo(json.dumps({"demo": results}))
 
 
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder for the recipe and its SQL.")],
     recipe: Annotated[str, typer.Option("--recipe", help="Packaged recipe to copy.")] = "gsm8k",
+    as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Copy a recipe with the SQL that it runs, to edit."""
     with messages(debug):
         from builder.init import copy_recipe
 
-        for path in copy_recipe(folder, recipe):
-            typer.echo(path)
+        paths = [str(path) for path in copy_recipe(folder, recipe)]
+        typer.echo(json.dumps({"init": {"paths": paths}}, ensure_ascii=False) if as_json else "\n".join(paths))
 
 
 @app.command()
@@ -340,6 +345,7 @@ def serve(
         int | None, typer.Option("--tensor-parallel", min=1, help="vllm: GPUs for the model; default all.")
     ] = None,
     print_only: Annotated[bool, typer.Option("--print", help="vllm: print the command and exit.")] = False,
+    as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Serve a model behind an OpenAI-compatible API, with logprobs and token ids."""
@@ -360,6 +366,7 @@ def serve(
                 reasoning_parser=reasoning_parser,
                 tensor_parallel=tensor_parallel,
                 print_only=print_only,
+                as_json=as_json,
                 passed_on=tuple(passed_on or ()),
             ),
         )

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
+
+from builder.live import duration
 
 _EVERY_S: Final = 30.0
 """Without a terminal, progress is one plain line this often."""
@@ -61,47 +63,78 @@ class Reporter:
         if self.quiet:
             yield Meter()
         elif self.err.is_terminal:
+            # where it is narrow, the note goes on below; rich would rather cut how far the job is
+            whole = Column(no_wrap=True)
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                BarColumn(bar_width=10, table_column=whole),
+                MofNCompleteColumn(table_column=whole),
+                TimeElapsedColumn(table_column=whole),
+                TextColumn("{task.fields[note]}", table_column=Column(overflow="fold")),
             )
             with Progress(*columns, console=self.err, transient=True) as bars:
                 yield _Bar(bars, what, total)
         else:
-            yield _Lines(self.err, what)
+            yield _Lines(self.err, what, total)
 
 
 class Meter:
-    """Progress of one step; this one shows nothing."""
+    """Progress of one job; this one shows nothing."""
 
     def update(self, done: int, total: int | None = None, note: str = "") -> None:
-        """Say how far the step is."""
+        """Say how far the job is; without a `note` of its own the meter adds how fast and until when."""
+
+    def step(self, what: str, done: int, total: int | None = None) -> None:
+        """The same for a job of several steps: `what` goes on now, and its pace is its own."""
 
 
-class _Bar(Meter):
+class _Paced(Meter):
+    def __init__(self, what: str, total: int | None) -> None:
+        self._what, self._total, self._began = what, total, time.monotonic()
+
+    def update(self, done: int, total: int | None = None, note: str = "") -> None:
+        self._total = self._total if total is None else total
+        self._show(done, self._total, note or pace(done, self._total, time.monotonic() - self._began))
+
+    def step(self, what: str, done: int, total: int | None = None) -> None:
+        if what != self._what:
+            self._what, self._total, self._began = what, None, time.monotonic()
+        self.update(done, total)
+
+    def _show(self, done: int, total: int | None, note: str) -> None:
+        raise NotImplementedError
+
+
+class _Bar(_Paced):
     def __init__(self, bars: Progress, what: str, total: int | None) -> None:
+        super().__init__(what, total)
         self._bars = bars
         self._task = bars.add_task(what, total=total, note="")
 
-    def update(self, done: int, total: int | None = None, note: str = "") -> None:
-        self._bars.update(self._task, completed=done, total=total, note=note)
+    def _show(self, done: int, total: int | None, note: str) -> None:
+        self._bars.update(self._task, description=self._what, completed=done, total=total, note=note)
 
 
-class _Lines(Meter):
-    def __init__(self, console: Console, what: str) -> None:
+class _Lines(_Paced):
+    def __init__(self, console: Console, what: str, total: int | None) -> None:
+        super().__init__(what, total)
         self._console = console
-        self._what = what
         self._shown = time.monotonic()
 
-    def update(self, done: int, total: int | None = None, note: str = "") -> None:
+    def _show(self, done: int, total: int | None, note: str) -> None:
         if time.monotonic() - self._shown >= _EVERY_S:
             self._shown = time.monotonic()
             of = f" of {total:,}" if total is not None else ""
-            self._console.print(f"{self._what}: {done:,}{of} {note}".rstrip(), markup=False)
+            self._console.print(f"{self._what}: {done:,}{of}{note and f', {note}'}", markup=False)
+
+
+def pace(done: int, total: int | None, seconds: float) -> str:
+    """How fast, and until when where the total is known: 40/s, 4 min left. Nothing before there is a pace."""
+    if done <= 0 or seconds < 1:
+        return ""
+    rate = done / seconds
+    left = "" if total is None else f", {duration(max(0, total - done) / rate)} left"
+    return f"{shown(rate)}/s{left}"
 
 
 def shown(value: Any) -> str:

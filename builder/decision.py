@@ -3,7 +3,7 @@
 Stores nothing. `builder.selection` stores what comes out, `builder.compare` and `builder.explain` show it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -74,7 +74,14 @@ class Decision:
         }
 
 
-def prepare(run: Run, recipe: Recipe, plan: Plan, *, allow_code: bool = False) -> int:
+def prepare(
+    run: Run,
+    recipe: Recipe,
+    plan: Plan,
+    *,
+    allow_code: bool = False,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> int:
     """Bring up to date what the plan reads; the number of replies whose features were computed now.
 
     Raises UsageError for Python that is not allowed and for quotas of unknown domains, TableError for a run without
@@ -104,7 +111,7 @@ def prepare(run: Run, recipe: Recipe, plan: Plan, *, allow_code: bool = False) -
     if missing or not is_staged(run, staged):
         if missing > _MANY:
             check_columns(recipe, plan)
-        new_features = update_features(run)
+        new_features = update_features(run, progress=progress)
     update_evidence(run, recipe, [file for file in plan.files if not isinstance(file, CodeFile)])
     build_staging(run, staged)
     return new_features

@@ -40,6 +40,7 @@ class _Demo:
     folder: Path
     console: Console
     quiet: bool
+    as_json: bool = False
     # Threads that spin for long while they wait make torch five times slower as soon as anything else runs.
     environment: dict[str, str] = field(default_factory=lambda: {"GOMP_SPINCOUNT": "10000", **os.environ})
     started: float = field(default_factory=time.monotonic)
@@ -59,7 +60,7 @@ class _Demo:
             )
         module = {"builder": "builder.cli", "trainer": "trainer.cli", "python": ""}[program]
         line = [sys.executable, *(("-m", module) if module else ()), *arguments]
-        shows = None if program == "trainer" else subprocess.PIPE
+        shows = subprocess.PIPE if program != "trainer" else sys.stderr if self.as_json else None
         done = subprocess.run(line, cwd=self.folder, env=self.environment, stdout=shows, text=True, check=False)
         if done.stdout and not self.quiet and "--json" not in arguments:
             self.console.print(done.stdout.rstrip("\n"), markup=False, highlight=False)
@@ -87,13 +88,16 @@ class _Demo:
         return found
 
 
-def run_demo(folder: Path, *, quiet: bool = False) -> None:
-    """Leave models, a run with its release, results.json and the printed table in `folder`.
+def run_demo(folder: Path, *, quiet: bool = False, as_json: bool = False) -> dict[str, Any]:
+    """Leave models, a run with its release and results.json in `folder`, print the table; returns the results.
 
-    Raises UsageError when the folder holds something else, DemoFailed when a command fails.
+    With `as_json` all of that goes to stderr. Raises UsageError when the folder holds something else, DemoFailed
+    when a command fails.
     """
     _claim(folder)
-    demo = _Demo(folder.resolve(), Console(highlight=False, soft_wrap=not sys.stdout.isatty()), quiet)
+    shown_on = sys.stderr if as_json else sys.stdout
+    console = Console(stderr=as_json, highlight=False, soft_wrap=not shown_on.isatty())
+    demo = _Demo(folder.resolve(), console, quiet, as_json)
     demo.say("A toy teacher that this project trained, a student that knows the form only, and questions.")
     _materials(demo)
     with _teacher(demo):
@@ -117,6 +121,7 @@ def run_demo(folder: Path, *, quiet: bool = False) -> None:
     write_text(json.dumps(results, indent=2) + "\n", folder / "results.json")
     demo.command("builder", "report", "demo", "--out", "report.html", "--quiet")
     _show(demo, results)
+    return results
 
 
 def _claim(folder: Path) -> None:

@@ -3,7 +3,7 @@
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -75,24 +75,34 @@ def compute_features(responses: "pl.DataFrame") -> pa.Table:
     return _table([_row(reply) for reply in responses.select("response_id", "reasoning", "answer").iter_rows()])
 
 
-def update_features(run: Run, *, shard: int = 0, workers: int | None = None) -> int:
+def update_features(
+    run: Run,
+    *,
+    shard: int = 0,
+    workers: int | None = None,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> int:
     """Compute what table `features` lacks for the replies of the run and append it; returns how many replies.
 
     One part of features for each part of responses, whatever `workers`, by default one a core; little text is done in
-    this process. Memory holds a few batches of text for each worker, and an interruption loses one part. Raises
-    TableError where a part of responses cannot be read or no worker can be started.
+    this process. Memory holds a few batches of text for each worker, and an interruption loses one part. `progress`
+    gets a name, the replies done and their number. Raises TableError where a part of responses cannot be read or no
+    worker can be started.
     """
     drop_outdated(run)
     missing = _missing(run)
     batches = ((index, replies) for index, (part, ids) in enumerate(missing) for replies in _replies(part, ids))
-    total = sum(_text_bytes(part, len(ids)) for part, ids in missing)
-    if total <= _SMALL_BYTES:
+    number = sum(len(ids) for _, ids in missing)
+    if sum(_text_bytes(part, len(ids)) for part, ids in missing) <= _SMALL_BYTES:
         done: Iterator[tuple[int, list[Row]]] = ((index, [_row(reply) for reply in some]) for index, some in batches)
     else:
         done = _in_workers(batches, workers or _cores())
     count = 0
     for _, group in itertools.groupby(done, key=lambda found: found[0]):
-        rows = [row for _, some in group for row in some]
+        rows: list[Row] = []
+        for _, some in group:
+            rows += some
+            progress("features", count + len(rows), number)
         run.append("features", _table(rows), shard=shard)
         count += len(rows)
     return count

@@ -383,14 +383,17 @@ class Steps:
     def _select(self) -> "SelectionResult":
         from builder.selection import select
 
-        return select(self.run, self.recipe, recipe_dir=self.recipe_dir, allow_code=self.allow_code)
+        with self.reporter.progress("select") as meter:
+            code = self.allow_code
+            return select(self.run, self.recipe, recipe_dir=self.recipe_dir, allow_code=code, progress=meter.step)
 
     def release(self, selected: "SelectionResult | None" = None) -> "Release":
         """Write the release of the current selection, made anew so that it is the recipe's."""
         from builder.release import release
 
         chosen = selected or self._select()
-        written = release(self.run, self.recipe, chosen, recipe_dir=self.recipe_dir)
+        with self.reporter.progress("release") as meter:
+            written = release(self.run, self.recipe, chosen, recipe_dir=self.recipe_dir, progress=meter.step)
         show_released(self.reporter, written)
         self.run.event("release", {"version": written.version, "is_new": written.is_new})
         return written

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,8 @@ from builder.withdrawal import withdrawn, without
 
 _VERSION = re.compile(r"v([1-9][0-9]*)")
 _WORK = re.compile(r"\.release-[0-9a-f]{32}")
+Progress = Callable[[str, int, int], None]
+"""Gets the name of a step, the rows done and their number."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,14 @@ class Release:
         return str(self.manifest["version"])
 
 
-def release(run: Run, recipe: Recipe, selected: SelectionResult, *, recipe_dir: Path | None = None) -> Release:
+def release(
+    run: Run,
+    recipe: Recipe,
+    selected: SelectionResult,
+    *,
+    recipe_dir: Path | None = None,
+    progress: Progress = lambda *_: None,
+) -> Release:
     """Write the next version of what `selected` chose, or return the last one when its rows, schedule and license are
     the same.
 
@@ -65,7 +74,7 @@ def release(run: Run, recipe: Recipe, selected: SelectionResult, *, recipe_dir: 
             parent = latest_release(run)
             ids, id_warnings = withdrawn(run, recipe, parent.manifest if parent else None)
             number, hub_warnings = _next_number(run, recipe, parent)
-            found = _write(work, run, recipe, selected, sql, parent, f"v{number}", ids)
+            found = _write(work, run, recipe, selected, sql, parent, f"v{number}", ids, progress)
     except OSError as error:
         raise ReleaseError(
             f"Writing a release of {run.root} failed: {error}. Earlier releases are untouched and nothing half-written "
@@ -84,11 +93,12 @@ def _write(
     parent: Release | None,
     name: str,
     ids: Sequence[str],
+    progress: Progress,
 ) -> Release:
     """The release as a folder below `work`, renamed to its place when all of it is on disk."""
     kept = without(run, ids)
     root = work / name
-    schedule, held, written = _write_configs(root, work, kept, recipe, parent)
+    schedule, held, written = _write_configs(root, work, kept, recipe, parent, progress)
     hashes = {path: found for config in written for path, found in config.hashes.items()}
     if parent is not None and all(config.is_taken for config in written):
         listed = [file_entry(root, root / path, hashes) for path in sorted(hashes)]
@@ -237,7 +247,7 @@ def _sql_texts(run: Run, recipe: Recipe, selected: SelectionResult, recipe_dir: 
 
 
 def _write_configs(
-    root: Path, work: Path, run: Run, recipe: Recipe, parent: Release | None
+    root: Path, work: Path, run: Run, recipe: Recipe, parent: Release | None, progress: Progress
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None, list[Written]]:
     """Configs of the stages in training order, then the others; the schedule, what is held out, what was written."""
     schedule, held, written = [], [], []
@@ -253,7 +263,12 @@ def _write_configs(
             )
         listed = _files(parent, config.name) if parent else []
         path = parent.path if parent else None
-        written.append(put_config(root, config.name, config.schema, config.tables, path, listed, config.split))
+
+        def seen(rows: int, config: Config = config) -> None:
+            progress(f"release {config.name}", rows, config.rows)
+
+        put = put_config(root, config.name, config.schema, config.tables, path, listed, config.split, progress=seen)
+        written.append(put)
         if config.split == HELD_OUT:
             held.append(config)
         elif config.stage is not None:

@@ -1,7 +1,7 @@
 """Files of a release: Parquet shards as the Hub needs them, and what is taken over from the version before."""
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -133,13 +133,15 @@ def put_config(
     parent: Path | None,
     before: Iterable[Any],
     split: str = TRAIN,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Written:
     """Write the shards of one split of a config, synced. Where a file of the version before holds the same rows, it is
     that file.
 
     `before` are the files of the version `parent` as its manifest lists them. Rows are compared, not bytes, because
     another pyarrow writes other bytes for the same rows; a file that was changed since is written anew, never passed
-    on. Raises ReleaseError for a column that would be mistaken for what is trained on, OSError from the disk.
+    on. `progress` gets the rows written. Raises ReleaseError for a column that would be mistaken for what is trained
+    on, OSError from the disk.
     """
     if mistaken := [name for name in schema.names if name in _MISTAKEN]:
         raise ReleaseError(
@@ -155,6 +157,7 @@ def put_config(
                 step = max(1, _PIECE_BYTES * table.num_rows // max(1, table.nbytes))
                 for batch in table.to_batches(max_chunksize=step):
                     writing.add(batch)
+                    progress(sum(shard.rows for shard in writing.shards))
             if not writing.shards:  # a config without rows is a file without rows
                 writing.begin_shard()
             writing.close()

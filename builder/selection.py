@@ -1,7 +1,7 @@
 """Replies to selection: rules drop, the selector ranks, stages order. Every decision is SQL, arranged here."""
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -94,6 +94,7 @@ def select(
     recipe_dir: Path | None = None,
     limits: Limits | None = None,
     allow_code: bool = False,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> SelectionResult:
     """Write tables `rejections` and `selection` by the recipe's rules, selector and stages.
 
@@ -102,7 +103,7 @@ def select(
     contract; then the tables stay as they were.
     """
     plan = plan_selection(recipe, recipe_dir, mixed=is_mixed(run, recipe))
-    new_features = prepare(run, recipe, plan, allow_code=allow_code)
+    new_features = prepare(run, recipe, plan, allow_code=allow_code, progress=progress)
     decided = decide(run, recipe, plan, limits=limits, allow_code=allow_code)
     result = _result(plan, recipe, decided.tables, new_features)
     if decided.fresh or set(decided.known.values()) != set(run.parts("rejections")):

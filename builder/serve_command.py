@@ -1,5 +1,6 @@
 """What `builder serve` does with its options: those of one engine mean nothing to the other."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ class Serving:
     reasoning_parser: str | None
     tensor_parallel: int | None
     print_only: bool
+    as_json: bool
     passed_on: tuple[str, ...]
 
 
@@ -61,7 +63,7 @@ def _serve_local(asked: Serving) -> None:
         max_batch=asked.max_batch or 64,
         threads=asked.threads,
         max_model_len=asked.max_model_len,
-        ready=lambda url: typer.echo(f"serving {name} at {url}"),
+        ready=lambda url: _say(asked, "local", name, url),
     )
 
 
@@ -81,8 +83,15 @@ def _serve_vllm(asked: Serving) -> None:
         extra=asked.passed_on,
     )
     if asked.print_only:
-        typer.echo(printable(command))
+        line = printable(command)
+        typer.echo(json.dumps({"serve": {"command": line}}) if asked.as_json else line)
         return
-    code = serve_vllm(command, ready=lambda url: typer.echo(f"serving {command.name} at {url}"))
+    code = serve_vllm(command, ready=lambda url: _say(asked, "vllm", command.name, url))
     if code:
         raise typer.Exit(code)
+
+
+def _say(asked: Serving, engine: str, name: str, url: str) -> None:
+    """It listens: one line, at once, because the command goes on."""
+    found = {"serve": {"url": url, "model": name, "engine": engine}}
+    typer.echo(json.dumps(found, ensure_ascii=False) if asked.as_json else f"serving {name} at {url}")

@@ -96,7 +96,8 @@ def show_rows(console: Console, renderer: Any, stage: str, dataset: Any, number:
             hidden = len(tokens) - HEAD - TAIL
             ends = [tokens] if hidden <= 0 else [tokens[:HEAD], tokens[-TAIL:]]
             shown = f" … {hidden:,} tokens … ".join(renderer.tokenizer.decode(part) for part in ends)
-            text.append(shown if console.is_terminal else f"[{name}]{shown}[/{name}]", style)
+            bare = console.color_system is None or console.no_color  # no terminal, one without colour, or NO_COLOR
+            text.append(f"[{name}]{shown}[/{name}]" if bare else shown, style)
             text.append("\n" * (name in ("chosen", "prompt")))
         given = ", ".join(f"{name} {value}" for name, value in row.items() if isinstance(value, str))
         console.print(text.append(given), soft_wrap=True)

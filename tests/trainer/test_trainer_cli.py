@@ -78,12 +78,16 @@ def test_plan_shows_rows_with_masked_and_trained_tokens_apart(
     assert out.count("[trained]") == 2
 
 
-def test_on_a_terminal_masked_tokens_are_dim_and_trained_ones_green() -> None:
+def test_on_a_terminal_masked_tokens_are_dim_and_trained_ones_green_or_in_brackets_without_colour() -> None:
     renderer = SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids: "".join(chr(number) for number in ids)))
     rows = Dataset.from_dict({"input_ids": [[65, 66, 67]], "labels": [[-100, -100, 67]]})
     console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=80)
     cli.show_rows(console, renderer, "one", rows, 1)
     assert console.file.getvalue().endswith("\x1b[2mAB\x1b[0m\x1b[32mC\x1b[0m\n")  # type: ignore[attr-defined]
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=80, no_color=True)
+    cli.show_rows(console, renderer, "one", rows, 1)
+    assert "[masked]AB[/masked]" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "[trained]C[/trained]" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("command", "option"), [("plan", ["--push-to-hub", "org/m"]), ("run", ["--show", "1"])])
