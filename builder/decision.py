@@ -112,7 +112,7 @@ def prepare(
         if missing > _MANY:
             check_columns(recipe, plan)
         new_features = update_features(run, progress=progress)
-    update_evidence(run, recipe, [file for file in plan.files if not isinstance(file, CodeFile)])
+    update_evidence(run, recipe, [file for file in plan.files if not isinstance(file, CodeFile)], progress)
     build_staging(run, staged)
     return new_features
 

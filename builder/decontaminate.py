@@ -8,7 +8,7 @@ paraphrase is not found. A hash of 64 bits stands for a run of 8 words.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -61,7 +61,9 @@ class Index:
     places: Numbers
 
 
-def update_contaminations(run: Run, benchmarks: Mapping[str, Benchmark]) -> int:
+def update_contaminations(
+    run: Run, benchmarks: Mapping[str, Benchmark], progress: Callable[[str, int, int], None] = lambda *_: None
+) -> int:
     """Bring table `contaminations` up to date with `prompts` and the benchmarks; returns how many prompts were new.
 
     Another benchmark, or another revision of one, is compared with every prompt; else only new prompts are. Raises
@@ -75,8 +77,12 @@ def update_contaminations(run: Run, benchmarks: Mapping[str, Benchmark]) -> int:
     new = ids.filter(pc.invert(pc.is_in(ids, value_set=stays["prompt_id"]))).combine_chunks()
     if not len(new) and stays.num_rows == before.num_rows:
         return 0
-    tables = _compared(run, benchmarks, new, compared_with) if len(new) else ()
-    run.replace("contaminations", pa.concat_tables([stays, *tables]))
+    tables, seen = [stays], 0
+    for table in _compared(run, benchmarks, new, compared_with) if len(new) else ():
+        tables.append(table)
+        seen += table.num_rows
+        progress("compare with benchmarks", seen, len(new))
+    run.replace("contaminations", pa.concat_tables(tables))
     return len(new)
 
 

@@ -11,7 +11,7 @@ Out of core: texts are read in small batches, signatures take 128 bytes a reply,
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -38,22 +38,24 @@ MAX_IN_BAND: Final = 32
 """Where a band of more replies agrees, each is compared with this many first ones of them, over the run and over its
 prompt: a thousand copies cost a thousand comparisons, not a million."""
 _SEED: Final = 1
+_EVERY_PAIRS: Final = 1000
 _BATCH_ROWS: Final = 64
 _STEP: Final = np.uint64(0xBF58476D1CE4E5B9)
 _HALF: Final = np.uint64(32)
 
 Numbers = npt.NDArray[np.int64]
+Progress = Callable[[str, int, int], None]
 Pairs = npt.NDArray[np.uint64]
 """Later number · 2³² + earlier number, ascending and different."""
 
 
-def update_duplicates(run: Run, *, shard: int = 0) -> int:
+def update_duplicates(run: Run, *, shard: int = 0, progress: Progress = lambda *_: None) -> int:
     """Bring tables `signatures` and `duplicates` up to date with `responses`; returns how many replies were new.
 
     Only replies of roles that a release may hold are compared. Every pair with a new reply is verified; what was found
     between others stays. The result does not depend on how often this ran. Raises TableError when the disk refuses.
     """
-    _update_signatures(run, shard)
+    _update_signatures(run, shard, progress)
     names = run.columns("signatures", ["response_id", "prompt_id"])
     places = pc.sort_indices(names, sort_keys=[("prompt_id", "ascending"), ("response_id", "ascending")])
     names = names.take(places)
@@ -71,7 +73,7 @@ def update_duplicates(run: Run, *, shard: int = 0) -> int:
     prompts = names.column("prompt_id").combine_chunks()
     candidates = candidate_pairs(bands, np.cumsum(_changes(prompts)), np.flatnonzero(has_words))
     is_new = ~(known[_later(candidates)] & known[_earlier(candidates)])
-    pairs, similarities = _verified(run, ids, candidates[is_new])
+    pairs, similarities = _verified(run, ids, candidates[is_new], progress)
     stays = np.isin(old, candidates[~is_new], assume_unique=True)
     pairs = np.concatenate((pairs, old[stays]))
     order = np.argsort(pairs)
@@ -137,14 +139,19 @@ def _earlier(pairs: Pairs) -> Numbers:
     return (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
-def _update_signatures(run: Run, shard: int) -> None:
+def _update_signatures(run: Run, shard: int, progress: Progress) -> None:
     """Sign the replies that have no signature yet, part by part: an interruption loses one part."""
     known = _ids(run.columns("signatures", ["response_id"]))
     replies = run.columns("responses", ["response_id", "role"])
     ours = replies.filter(pc.is_in(replies["role"], value_set=pl.Series(CANDIDATE_ROLES).to_arrow()))
     new = _ids(ours.filter(pc.invert(pc.is_in(ours["response_id"], value_set=known))))
+    done = 0
     for part in run.parts("responses") if len(new) else []:
-        tables = [_signed(batch) for batch in _batches(part, new)]
+        tables = []
+        for batch in _batches(part, new):
+            tables.append(_signed(batch))
+            done += batch.num_rows
+            progress("sign replies", done, len(new))
         if tables:
             run.append("signatures", pa.concat_tables(tables), shard=shard)
 
@@ -210,12 +217,14 @@ def text_grams(text: str) -> Hashes:
     return ngram_hashes(words, min(GRAM_WORDS, max(words.size, 1)))
 
 
-def _verified(run: Run, ids: "pa.Array[Any]", pairs: Pairs) -> tuple[Pairs, npt.NDArray[np.float64]]:
+def _verified(
+    run: Run, ids: "pa.Array[Any]", pairs: Pairs, progress: Progress
+) -> tuple[Pairs, npt.NDArray[np.float64]]:
     """The pairs whose Jaccard similarity is at least the floor, and that similarity."""
     try:
         # Beside the tables, because /tmp may be memory.
         with tempfile.TemporaryFile(prefix=".dedup-", dir=run.root) as file:
-            return _verify(run, ids, pairs, file)
+            return _verify(run, ids, pairs, file, progress)
     except OSError as error:
         raise TableError(
             f"Comparing {pairs.size:,} pairs of replies needs a temporary file in {run.root}, which failed: {error}. "
@@ -223,7 +232,9 @@ def _verified(run: Run, ids: "pa.Array[Any]", pairs: Pairs) -> tuple[Pairs, npt.
         ) from error
 
 
-def _verify(run: Run, ids: "pa.Array[Any]", pairs: Pairs, file: IO[bytes]) -> tuple[Pairs, npt.NDArray[np.float64]]:
+def _verify(
+    run: Run, ids: "pa.Array[Any]", pairs: Pairs, file: IO[bytes], progress: Progress
+) -> tuple[Pairs, npt.NDArray[np.float64]]:
     numbers = np.unique(np.concatenate((_later(pairs), _earlier(pairs))))
     places = _spill(run, ids, numbers, file)
     later, earlier = np.searchsorted(numbers, _later(pairs)), np.searchsorted(numbers, _earlier(pairs))
@@ -232,7 +243,9 @@ def _verify(run: Run, ids: "pa.Array[Any]", pairs: Pairs, file: IO[bytes]) -> tu
     possible = np.minimum(sizes[later], sizes[earlier]) >= FLOOR * np.maximum(sizes[later], sizes[earlier])
     similarities = np.zeros(pairs.size)
     held, grams = -1, np.zeros(0, dtype=np.uint64)
-    for index in np.flatnonzero(possible):
+    for done, index in enumerate(np.flatnonzero(possible), start=1):
+        if done % _EVERY_PAIRS == 0:
+            progress("compare near copies", done, int(possible.sum()))
         if later[index] != held:
             held = later[index]
             grams = _read(file, places[held])

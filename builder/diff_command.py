@@ -45,7 +45,7 @@ def compared(a: str, b: str, sample: int, *, as_json: bool, quiet: bool) -> bool
 
     reporter = Reporter(as_json=as_json, quiet=quiet)
     with reporter.progress("diff") as meter:
-        found = compare(a, b, sample, meter.update)
+        found = compare(a, b, sample, lambda done, total, _: meter.update(done, total))
     show_diff(reporter, found)
     reporter.finish()
     return found.is_same

@@ -1,6 +1,6 @@
 """What rules about copies read is computed here, before they run, and only where a rule reads it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Final
 
@@ -34,17 +34,20 @@ def check_evidence(recipe: Recipe, files: Iterable[SqlFile]) -> None:
         recipe.require_benchmarks()
 
 
-def update_evidence(run: Run, recipe: Recipe, files: Iterable[SqlFile]) -> None:
+def update_evidence(
+    run: Run, recipe: Recipe, files: Iterable[SqlFile], progress: Callable[[str, int, int], None] = lambda *_: None
+) -> None:
     """Bring up to date what these rules and this selector read of near-duplicates and of benchmarks.
 
-    Raises UsageError where the recipe names no benchmark, SourceError for one that cannot be read.
+    `progress` gets a name, what is done and how much there is. Raises UsageError where the recipe names no benchmark,
+    SourceError for one that cannot be read.
     """
     read = {table for file in files for table in tables_of(file)}
     if "stg_contaminations" in read:
         from builder.decontaminate import update_contaminations
 
-        update_contaminations(run, recipe.require_benchmarks())
+        update_contaminations(run, recipe.require_benchmarks(), progress)
     if "stg_duplicates" in read:
         from builder.dedup import update_duplicates
 
-        update_duplicates(run)
+        update_duplicates(run, progress=progress)

@@ -44,7 +44,7 @@ def publish(
     with context.reporter.progress(f"publish {release.version}") as meter:
 
         def progress(what: str, done: int, total: int) -> None:
-            meter.update(done, total, f"bytes, {what}")
+            meter.step(f"publish {release.version}: {what}, bytes", done, total)
 
         if dry_run:
             made = plan(release, HubDataset(name, writes=True), public=public)

@@ -20,13 +20,14 @@ import typer.main
 import yaml
 from release_toys import Selected, recipe, replies_of, selected
 from rich.console import Console
-from score_toys import prompt
+from score_toys import prompt, reply
 from test_cli import write_recipe
 from typer.testing import CliRunner
 
 from builder import console, demo, local_server
 from builder.cli import app
 from builder.console import Reporter, pace
+from builder.dedup import update_duplicates
 from builder.features import update_features
 from builder.release import release
 from builder.store import Run, columns_table
@@ -234,3 +235,14 @@ def test_demo_leaves_its_results_alone_on_stdout(
     assert json.loads(out) == {"demo": {"replies": 7}}
     assert "said" in err
     assert "Usage" in err
+
+
+def test_near_copies_and_benchmarks_say_how_far_they_are(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    said: list[tuple[str, int, int]] = []
+    text = "One more than {} is needed, as was said. "
+    rows = [reply(f"r{number}", "p", reasoning=text.format(number) * 9) for number in range(70)]
+    run.append("prompts", columns_table("prompts", [prompt("p")]))
+    run.append("responses", columns_table("responses", rows))
+    update_duplicates(run, progress=lambda *now: said.append(now))
+    assert said[:2] == [("sign replies", 64, 70), ("sign replies", 70, 70)]
