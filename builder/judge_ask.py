@@ -60,20 +60,7 @@ class Judging:
 
     def requests(self, prompt_id: str, question: Asked) -> Iterator[Request]:
         """One request a vote. They belong to the prompt of what is judged, so that a shard holds both."""
-        model, generation = self.wire.asked, self.wire.generation
-        (temperature,) = generation.temperatures
-        for vote in range(generation.samples):
-            seed = request_seed(generation.seed, question.nonce, temperature, vote)
-            key = request_key(
-                model=model.model,
-                revision=model.revision,
-                messages=question.messages,
-                prefix=None,
-                sampling=sampling(generation, temperature),
-                seed=seed,
-                sample_index=vote,
-            )
-            yield Request(key, prompt_id, question.messages, temperature, vote, seed, generation.max_tokens)
+        return task_requests(self.wire, prompt_id, question)
 
     def votes(self, question: Asked, said: Said) -> list[str]:
         """The verdict of each vote; `null` where it cannot be read or was cut, `missing` where it never came."""
@@ -85,6 +72,33 @@ class Judging:
             return counted(said[whole], self.task, nonce)
         cut = response_id(request.key, finish_reason="length", max_tokens=request.max_tokens)
         return NULL if cut in said else MISSING
+
+
+def task_requests(wire: Wire, prompt_id: str, task: Asked, about: str | None = None) -> Iterator[Request]:
+    """One request a sample of a task with a nonce, which stands for the prompt in its seed; `about` names a reply."""
+    model, generation = wire.asked, wire.generation
+    (temperature,) = generation.temperatures
+    for sample in range(generation.samples):
+        seed = request_seed(generation.seed, task.nonce, temperature, sample)
+        key = request_key(
+            model=model.model,
+            revision=model.revision,
+            messages=task.messages,
+            prefix=None,
+            sampling=sampling(generation, temperature),
+            seed=seed,
+            sample_index=sample,
+        )
+        yield Request(
+            key=key,
+            prompt_id=prompt_id,
+            messages=task.messages,
+            temperature=temperature,
+            sample_index=sample,
+            seed=seed,
+            max_tokens=generation.max_tokens,
+            prefix_response_id=about,
+        )
 
 
 def distinct(requests: Iterable[Request]) -> Iterator[Request]:

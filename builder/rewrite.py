@@ -14,10 +14,10 @@ import polars as pl
 
 from builder.config import Generation, Recipe, Teacher
 from builder.errors import TableError
-from builder.identity import order_key, request_key, request_seed, response_id
-from builder.judge_ask import Send, distinct
+from builder.identity import order_key, response_id
+from builder.judge_ask import Send, distinct, task_requests
 from builder.judge_prompt import Asked
-from builder.requests import Request, sampling
+from builder.requests import Request
 from builder.review_rules import REVIEW_RULES, without_rules
 from builder.rewrite_prompt import asked_to_rewrite, outcome_of
 from builder.store import Run, columns_table
@@ -87,29 +87,7 @@ class Rewriting:
 
     def requests(self, original: Mapping[str, Any]) -> Iterator[Request]:
         """One request a sample. They belong to the reply's prompt and name the reply."""
-        model, generation, task = self.wire.asked, self.wire.generation, self.asked(original)
-        (temperature,) = generation.temperatures
-        for sample in range(generation.samples):
-            seed = request_seed(generation.seed, task.nonce, temperature, sample)
-            key = request_key(
-                model=model.model,
-                revision=model.revision,
-                messages=task.messages,
-                prefix=None,
-                sampling=sampling(generation, temperature),
-                seed=seed,
-                sample_index=sample,
-            )
-            yield Request(
-                key=key,
-                prompt_id=original["prompt_id"],
-                messages=task.messages,
-                temperature=temperature,
-                sample_index=sample,
-                seed=seed,
-                max_tokens=generation.max_tokens,
-                prefix_response_id=original["response_id"],
-            )
+        return task_requests(self.wire, original["prompt_id"], self.asked(original), original["response_id"])
 
 
 def choose_originals(

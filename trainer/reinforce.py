@@ -110,7 +110,7 @@ class Rollouts(GRPOTrainer):
 
 
 def solved(directory: Path) -> dict[str, Any]:
-    """How many prompts were tried, and how many always or never earned accuracy; these taught nothing. None without."""
+    """How many prompts were tried, and how many always or never earned accuracy; these taught nothing."""
     best: dict[int, list[float]] = defaultdict(list)
     for line in _lines(directory):
         for position, earned in zip(line["position"], line["rewards"].get("accuracy", ()), strict=False):
