@@ -165,22 +165,22 @@ class Asker:
 
     async def _try(self, request: Request, place: Place[Lane], *, again: bool) -> Reply:
         """One attempt: recorded before it is sent, its body recorded before it is parsed. `again` after a failure."""
-        attempt = self._attempt(request, place.lane.endpoint.url)
+        attempt = self.attempt(request, place.lane.endpoint.url)
         with Held(self.client.room) as held:
             attempt_id, body, latency_s = await self._answer(attempt, request, place, held, again=again)
-            await _on_disk(self.journal.store(attempt_id, body, latency_s))
+            await on_disk(self.journal.store(attempt_id, body, latency_s))
             try:
                 reply = parse(body, request.prefix, self.wire.role)
             except EndpointError as error:
                 self._judge(request, place, error, again=again)
                 outcome = journals.FATAL if isinstance(error, FatalReply) else journals.RETRYABLE
-                await _on_disk(self.journal.conclude(attempt_id, outcome, str(error)))
+                await on_disk(self.journal.conclude(attempt_id, outcome, str(error)))
                 raise
             del body
         self._judge(request, place, None, again=again)
-        await _on_disk(self.journal.conclude(attempt_id, journals.REPLY, reply.finish_reason))
+        await on_disk(self.journal.conclude(attempt_id, journals.REPLY, reply.finish_reason))
         stored = Stored(attempt, attempt_id, b"", datetime.now(UTC).timestamp(), latency_s)
-        self._count(reply, self.sealer.add(stored, reply))
+        self.count(reply, self.sealer.add(stored, reply))
         return reply
 
     async def _answer(
@@ -200,7 +200,7 @@ class Asker:
                     self.client.gate.close()
                 self._judge(request, place, error, again=again)
                 outcome = journals.FATAL if isinstance(error, FatalReply | RefusedError) else journals.FAILED
-                await _on_disk(self.journal.conclude(attempt_id, outcome, str(error)))
+                await on_disk(self.journal.conclude(attempt_id, outcome, str(error)))
                 raise
             finally:
                 self.tally.in_flight -= 1
@@ -216,7 +216,7 @@ class Asker:
         except asyncio.CancelledError:
             if not recorded.cancelled():
                 attempt_id = await asyncio.wrap_future(recorded)
-                await _on_disk(self.journal.conclude(attempt_id, journals.FAILED, "interrupted before it was sent"))
+                await on_disk(self.journal.conclude(attempt_id, journals.FAILED, "interrupted before it was sent"))
             raise
 
     def _judge(self, request: Request, place: Place[Lane], error: EndpointError | None, *, again: bool) -> None:
@@ -237,7 +237,8 @@ class Asker:
             lane.flow.failed(place.ticket, now, request.key, request.prompt_id, cut=overloaded and not again)
         self.client.gate.serve()
 
-    def _attempt(self, request: Request, url: str) -> Attempt:
+    def attempt(self, request: Request, url: str) -> Attempt:
+        """The request as the journal has it; `url` is what it calls the endpoint."""
         return Attempt(
             model=self.wire.asked.model,
             revision=self.wire.asked.revision,
@@ -253,7 +254,8 @@ class Asker:
             prefix=request.prefix,
         )
 
-    def _count(self, reply: Reply, cost_usd: float | None) -> None:
+    def count(self, reply: Reply, cost_usd: float | None) -> None:
+        """Count a reply that is stored."""
         tally = self.tally
         tally.replies += 1
         tally.prompt_tokens += reply.prompt_tokens or 0
@@ -265,6 +267,6 @@ class Asker:
         self.progress(tally)
 
 
-async def _on_disk(recorded: "Future[None]") -> None:
+async def on_disk(recorded: "Future[None]") -> None:
     """Wait for a record that must be written even when the one who waits is cancelled."""
     await asyncio.shield(asyncio.wrap_future(recorded))

@@ -172,7 +172,7 @@ def mix(
     context.steps.mix(student, endpoint)
 
 
-@recipe_command(app)
+@recipe_command(app, options=("shard",))
 def score(
     context: Context,
     retry: Annotated[
@@ -183,7 +183,7 @@ def score(
     context.steps.score(retry=retry)
 
 
-recipe_command(app, options=BUDGET)(verify)
+recipe_command(app, options=("shard", *BUDGET))(verify)
 recipe_command(app, options=("limit", *BUDGET, "allow_code"))(pairs)
 recipe_command(app, options=("limit", *BUDGET, "allow_code"))(rewrite)
 recipe_command(app, options=("allow_code",))(review)
@@ -229,9 +229,9 @@ app.command()(release)
 recipe_command(app, writes=False)(publish)
 
 
-@recipe_command(app, "run", options=("limit", *BUDGET, "allow_code"))
+@recipe_command(app, "run", options=("limit", "shard", *BUDGET, "allow_code"))
 def run_all(context: Context) -> None:
-    """Every step from prompts to release, each doing only what is missing."""
+    """Every step from prompts to release, each doing only what is missing; one of N shards: up to what needs all."""
     context.steps.everything()
 
 

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from builder.config import Teacher
 from builder.errors import EndpointError, FatalReply, UsageError
 from builder.flow import Flow, Gate
+from builder.open_files import allow_connections
 from builder.room import Held, Room
 from builder.section import Endpoint
 
@@ -117,6 +118,7 @@ class Client:
 
     async def __aenter__(self) -> "Client":
         keys = [api_key(endpoint) for endpoint in self.endpoints]  # all of them before anything is opened
+        allow_connections(self.capacity)
         for endpoint, key in zip(self.endpoints, keys, strict=True):
             limits = httpx2.Limits(max_connections=endpoint.max_in_flight + 2, max_keepalive_connections=None)
             transport = DefaultAioHttpClient(limits=limits, timeout=_TIMEOUT, follow_redirects=False)

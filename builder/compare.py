@@ -23,6 +23,7 @@ from builder.compare_sql import (
     STAGES,
 )
 from builder.config import Recipe
+from builder.console import Progress
 from builder.decision import decide, plan_selection, prepare
 from builder.errors import UsageError
 from builder.recipe import find_recipe, load_recipe
@@ -93,12 +94,20 @@ def other_recipe(
     return recipe, path.parent, f"{recipe.name}{what}"
 
 
-def evaluate(run: Run, recipe: Recipe, recipe_dir: Path | None, label: str, *, allow_code: bool = False) -> Side:
+def evaluate(
+    run: Run,
+    recipe: Recipe,
+    recipe_dir: Path | None,
+    label: str,
+    *,
+    allow_code: bool = False,
+    progress: Progress = lambda *_: None,
+) -> Side:
     """What `select` would store, decided and brought back. The tables stay as they are; run.duckdb is brought up to
     date for this recipe's student. Raises what select raises."""
     plan = plan_selection(recipe, recipe_dir, mixed=is_mixed(run, recipe))
-    prepare(run, recipe, plan, allow_code=allow_code)
-    decided = decide(run, recipe, plan, allow_code=allow_code, counts=False)
+    prepare(run, recipe, plan, allow_code=allow_code, progress=progress)
+    decided = decide(run, recipe, plan, allow_code=allow_code, counts=False, progress=progress)
     columns = ["rule_name", "reply"]
     rejected = [*(pq.ParquetFile(part).read(columns) for part in decided.known.values()), *decided.fresh.values()]
     schema = pa.schema([run.schema("rejections").field(name) for name in columns])
@@ -132,6 +141,7 @@ def compare_recipes(
     sample: int = 3,
     *,
     allow_code: bool = False,
+    progress: Progress = lambda *_: None,
 ) -> Comparison:
     """`recipe` against `other`: a recipe, the folder of its own SQL, and what to call it.
 
@@ -139,15 +149,16 @@ def compare_recipes(
     """
     if other is None:
         a = stored(run, recipe)
-        b = evaluate(run, recipe, recipe_dir, f"{recipe.name} as it is now", allow_code=allow_code)
+        b = evaluate(run, recipe, recipe_dir, f"{recipe.name} as it is now", allow_code=allow_code, progress=progress)
         return compare(run, a, b, recipe, sample)
     try:
-        b = evaluate(run, *other, allow_code=allow_code)
+        b = evaluate(run, *other, allow_code=allow_code, progress=progress)
     finally:
         # the other may have another student, whose scores must not stay behind in the database
         if run.database.is_file():
             build_staging(run, staging_variables(recipe))
-    a = evaluate(run, recipe, recipe_dir, recipe.name, allow_code=allow_code)
+    a = evaluate(run, recipe, recipe_dir, recipe.name, allow_code=allow_code, progress=progress)
+    progress("compare", 0, None)
     return compare(run, a, b, recipe, sample)
 
 

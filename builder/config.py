@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from builder.batch_config import Batch
 from builder.errors import UsageError
 from builder.eval_config import EvaluationSection
 from builder.identity import canonical_json, sha256_hex
@@ -51,7 +52,8 @@ class Teacher(Section):
     under which its replies may be used, which a release compares with its own.
 
     `rescore` lets `builder score` send replies that came without logprobs back to these endpoints, which give them as
-    prompt logprobs: each costs its tokens once more, at the price of input.
+    prompt logprobs: each costs its tokens once more, at the price of input. `batch` sends what `builder generate` asks
+    through the endpoint's offline batches.
     """
 
     model: str
@@ -62,6 +64,16 @@ class Teacher(Section):
     license: str | None = None
     logprobs_mode: Literal["raw", "processed", "unknown"] = "raw"
     rescore: bool = False
+    # left out where there is none: recipes of before it existed keep their hash
+    batch: Batch | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    @model_validator(mode="after")
+    def _one_endpoint_for_batches(self) -> "Teacher":
+        if self.batch is not None and len(self.endpoints) > 1:
+            raise ValueError(
+                f"batch sends to one endpoint, here are {len(self.endpoints)}: keep the one whose provider has batches"
+            )
+        return self
 
 
 class UntilCorrect(Section):
@@ -429,6 +441,7 @@ class Recipe(Section):
             del resolved["preference"]  # likewise
         if resolved["teacher"]:
             resolved["teacher"].pop("endpoints")
+            resolved["teacher"].pop("batch", None)
         if resolved["student"]:
             resolved["student"].pop("endpoint")
             resolved["student"].pop("backend")

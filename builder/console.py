@@ -2,19 +2,24 @@
 
 import json
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
 from builder.live import duration
 
 _EVERY_S: Final = 30.0
 """Without a terminal, progress is one plain line this often."""
+Progress = Callable[[str, int, int | None], None]
+"""Gets the name of a step, what is done of it, and how much there is where that is known."""
 
 
 class Reporter:
@@ -59,23 +64,28 @@ class Reporter:
 
     @contextmanager
     def progress(self, what: str, total: int | None = None) -> Iterator["Meter"]:
-        """A bar on a terminal, a plain line every 30 s elsewhere, nothing when quiet."""
-        if self.quiet:
+        """A bar on a terminal, a plain line every 30 s elsewhere; nothing when quiet, nor for a program that reads
+        JSON."""
+        if self.quiet or (self.as_json and not self.err.is_terminal):
             yield Meter()
         elif self.err.is_terminal:
             # where it is narrow, the note goes on below; rich would rather cut how far the job is
             whole = Column(no_wrap=True)
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=10, table_column=whole),
-                MofNCompleteColumn(table_column=whole),
+                TextColumn("{task.fields[far]}", table_column=whole),
                 TimeElapsedColumn(table_column=whole),
-                TextColumn("{task.fields[note]}", table_column=Column(overflow="fold")),
+                TextColumn("{task.fields[note]}", table_column=Column(overflow="fold"), markup=False),
             )
-            with Progress(*columns, console=self.err, transient=True) as bars:
+            with Bars(*columns, console=self.err, transient=True) as bars:
                 yield _Bar(bars, what, total)
         else:
-            yield _Lines(self.err, what, total)
+            lines = _Lines(self.err, what, total)
+            try:
+                yield lines
+            finally:
+                lines.end()
 
 
 class Meter:
@@ -88,44 +98,97 @@ class Meter:
         """The same for a job of several steps: `what` goes on now, and its pace is its own."""
 
 
+@dataclass(frozen=True)
+class _Now:
+    """What goes on since `began`, when `first` was done, and how far it is."""
+
+    what: str
+    total: int | None
+    began: float
+    first: int = 0
+    done: int = 0
+    note: str = ""
+
+    @property
+    def far(self) -> tuple[str, ...]:
+        """What is done, and of how many; nothing of a job that counts nothing."""
+        if self.total is None:
+            return (f"{self.done:,}",) if self.done else ()
+        return f"{self.done:,}", f"{self.total:,}"
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    @property
+    def pace(self) -> str:
+        left = None if self.total is None else self.total - self.first
+        return self.note or pace(self.done - self.first, left, self.seconds)
+
+
 class _Paced(Meter):
     def __init__(self, what: str, total: int | None) -> None:
-        self._what, self._total, self._began = what, total, time.monotonic()
+        self._now = _Now(what, total, time.monotonic())
 
     def update(self, done: int, total: int | None = None, note: str = "") -> None:
-        self._total = self._total if total is None else total
-        self._show(done, self._total, note or pace(done, self._total, time.monotonic() - self._began))
+        self._now = replace(self._now, done=done, total=self._now.total if total is None else total, note=note)
+        self._show(is_new=False)
 
     def step(self, what: str, done: int, total: int | None = None) -> None:
-        if what != self._what:
-            self._what, self._total, self._began = what, None, time.monotonic()
-        self.update(done, total)
+        if what == self._now.what:
+            self.update(done, total)
+            return
+        self._now = _Now(what, total, time.monotonic(), done, done)
+        self._show(is_new=True)
 
-    def _show(self, done: int, total: int | None, note: str) -> None:
+    def _show(self, *, is_new: bool) -> None:
         raise NotImplementedError
 
 
 class _Bar(_Paced):
-    def __init__(self, bars: Progress, what: str, total: int | None) -> None:
+    def __init__(self, bars: Bars, what: str, total: int | None) -> None:
         super().__init__(what, total)
         self._bars = bars
-        self._task = bars.add_task(what, total=total, note="")
+        self._task = bars.add_task(what, total=total, far="", note="")
 
-    def _show(self, done: int, total: int | None, note: str) -> None:
-        self._bars.update(self._task, description=self._what, completed=done, total=total, note=note)
+    def _show(self, *, is_new: bool) -> None:
+        """A step is drawn at once, for what it does may keep this process busy; all else when rich next draws."""
+        now = self._now
+        fields: dict[str, Any] = {"far": "/".join(now.far), "note": now.pace}
+        self._bars.update(
+            self._task, description=now.what, completed=now.done, total=now.total, refresh=is_new, **fields
+        )
 
 
 class _Lines(_Paced):
+    """Lines when it is told how far the job is; a thread says them while nothing is told, as of a long statement."""
+
     def __init__(self, console: Console, what: str, total: int | None) -> None:
         super().__init__(what, total)
         self._console = console
         self._shown = time.monotonic()
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._remind, daemon=True)
+        self._thread.start()
 
-    def _show(self, done: int, total: int | None, note: str) -> None:
-        if time.monotonic() - self._shown >= _EVERY_S:
-            self._shown = time.monotonic()
-            of = f" of {total:,}" if total is not None else ""
-            self._console.print(f"{self._what}: {done:,}{of}{note and f', {note}'}", markup=False)
+    def end(self) -> None:
+        """No line comes after this."""
+        self._ended.set()
+        self._thread.join()
+
+    def _remind(self) -> None:
+        with suppress(OSError):  # where nothing can be written, the job's own next line says so
+            while not self._ended.wait(_EVERY_S / 10):
+                self._show(is_new=False)
+
+    def _show(self, *, is_new: bool) -> None:
+        with self._lock:
+            if time.monotonic() - self._shown >= _EVERY_S:
+                self._shown = time.monotonic()
+                now = self._now
+                since = f"{duration(now.seconds)} so far" if now.seconds >= 1 else ""
+                said = ", ".join(filter(None, [" of ".join(now.far), now.pace or since]))
+                self._console.print(f"{now.what}{said and f': {said}'}", markup=False)
 
 
 def pace(done: int, total: int | None, seconds: float) -> str:

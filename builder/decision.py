@@ -3,7 +3,7 @@
 Stores nothing. `builder.selection` stores what comes out, `builder.compare` and `builder.explain` show it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +14,7 @@ import pyarrow as pa
 from builder import rejections
 from builder.code_rules import CodeFile, as_sql, candidates, refuse_code, run_code, run_rules
 from builder.config import Recipe
+from builder.console import Progress
 from builder.errors import TableError, UsageError
 from builder.evidence import check_evidence, update_evidence
 from builder.features import update_features
@@ -80,7 +81,7 @@ def prepare(
     plan: Plan,
     *,
     allow_code: bool = False,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> int:
     """Bring up to date what the plan reads; the number of replies whose features were computed now.
 
@@ -113,7 +114,7 @@ def prepare(
             check_columns(recipe, plan)
         new_features = update_features(run, progress=progress)
     update_evidence(run, recipe, [file for file in plan.files if not isinstance(file, CodeFile)], progress)
-    build_staging(run, staged)
+    build_staging(run, staged, progress)
     return new_features
 
 
@@ -125,21 +126,26 @@ def decide(
     limits: Limits | None = None,
     allow_code: bool = False,
     counts: bool = True,
+    progress: Progress = lambda *_: None,
 ) -> Decision:
     """Run the plan on run.duckdb as it is, with the numbers of the funnel where `counts` asks for them."""
     if not allow_code:
         refuse_code(plan.files)
-    ready = in_sql(run, recipe, plan, limits=limits)
+    ready = in_sql(run, recipe, plan, limits=limits, progress=progress)
     steps = selection_steps(ready.plan, recipe, ready.there, counts=counts)
-    tables = run_steps(run.database, steps, plan.variables, limits=limits, given=ready.given)
+    tables = run_steps(run.database, steps, plan.variables, limits=limits, given=ready.given, progress=progress)
     return Decision(plan, tables, ready.keys, ready.known)
 
 
-def in_sql(run: Run, recipe: Recipe, plan: Plan, *, limits: Limits | None = None) -> Ready:
+def in_sql(
+    run: Run, recipe: Recipe, plan: Plan, *, limits: Limits | None = None, progress: Progress = lambda *_: None
+) -> Ready:
     """Run the plan's Python and find the rows of rules that need not run.
 
     Python rules run here, in this process; a Python selector after a job that finds the survivors.
     """
+    if any(isinstance(rule, CodeFile) for rule in plan.rules):
+        progress("rules in Python", 0, None)
     rules, given = run_rules(plan.rules, run, recipe)
     keys = rejections.made_from(plan, sources(run, staging_variables(recipe)))
     known = rejections.known(run, keys)
@@ -148,11 +154,12 @@ def in_sql(run: Run, recipe: Recipe, plan: Plan, *, limits: Limits | None = None
     if not isinstance(plan.selector, CodeFile):
         return ready
     steps = [replace(step, fetch=step.into == "survivors") for step in rule_steps(ready.plan, recipe, ready.there)]
-    found = run_steps(run.database, steps, plan.variables, limits=limits, given=ready.given)
+    found = run_steps(run.database, steps, plan.variables, limits=limits, given=ready.given, progress=progress)
     import polars as pl  # here, because SQL does without
 
     survivors = pl.LazyFrame({"response_id": pl.Series(pl.from_arrow(found["survivors"]["response_id"]))})
     to_rank = candidates(run, recipe).join(survivors, on="response_id", how="semi")
+    progress(f"selector {plan.selector.name}", 0, None)
     ranks = run_code(plan.selector, to_rank, recipe.selection.params)
     selector = as_sql(plan.selector, "code_ranks")
     return replace(ready, plan=replace(ready.plan, selector=selector), given={**ready.given, "code_ranks": ranks})

@@ -34,6 +34,8 @@ _BATCH_ROWS: Final = 1000
 _SENTENCE_END: Final = " \t\r\n.,;:?…。，？"
 
 Numbers = npt.NDArray[np.int64]
+Progress = Callable[[str, int, int], None]
+"""Gets the name of a step, what is done of it, and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,7 @@ class Index:
     places: Numbers
 
 
-def update_contaminations(
-    run: Run, benchmarks: Mapping[str, Benchmark], progress: Callable[[str, int, int], None] = lambda *_: None
-) -> int:
+def update_contaminations(run: Run, benchmarks: Mapping[str, Benchmark], progress: Progress = lambda *_: None) -> int:
     """Bring table `contaminations` up to date with `prompts` and the benchmarks; returns how many prompts were new.
 
     Another benchmark, or another revision of one, is compared with every prompt; else only new prompts are. Raises
@@ -78,7 +78,7 @@ def update_contaminations(
     if not len(new) and stays.num_rows == before.num_rows:
         return 0
     tables, seen = [stays], 0
-    for table in _compared(run, benchmarks, new, compared_with) if len(new) else ():
+    for table in _compared(run, benchmarks, new, compared_with, progress) if len(new) else ():
         tables.append(table)
         seen += table.num_rows
         progress("compare with benchmarks", seen, len(new))
@@ -87,10 +87,11 @@ def update_contaminations(
 
 
 def _compared(
-    run: Run, benchmarks: Mapping[str, Benchmark], new: "pa.Array[Any]", compared_with: str
+    run: Run, benchmarks: Mapping[str, Benchmark], new: "pa.Array[Any]", compared_with: str, progress: Progress
 ) -> Iterator[pa.Table]:
     """Rows of `contaminations` for the new prompts, in batches."""
-    index = build_index(_texts(benchmarks))
+    index = build_index(_texts(benchmarks, progress), progress)
+    progress("compare with benchmarks", 0, len(new))
     for part in run.parts("prompts"):
         with pq.ParquetFile(part) as file:
             picked = pc.is_in(file.read(columns=["prompt_id"]).column(0), value_set=new).to_numpy()
@@ -128,7 +129,7 @@ def benchmarks_id(benchmarks: Mapping[str, Benchmark]) -> str:
     return sha256_hex(canonical_json([FLOOR_WORDS, decides]))[:16]
 
 
-def build_index(texts: Iterable[tuple[BenchmarkText, Words, bytes]]) -> Index:
+def build_index(texts: Iterable[tuple[BenchmarkText, Words, bytes]], progress: Progress = lambda *_: None) -> Index:
     """Index of texts, each with its words and the key of the whole."""
     named: list[BenchmarkText] = []
     wholes: dict[bytes, list[int]] = defaultdict(list)
@@ -141,6 +142,7 @@ def build_index(texts: Iterable[tuple[BenchmarkText, Words, bytes]]) -> Index:
         grams.append(found)
         owners.append(np.full(found.size, number))
         places.append(np.arange(found.size))
+    progress("index benchmarks", 0, len(named))
     all_grams, all_owners, all_places = (np.concatenate(column) for column in (grams, owners, places))
     order = np.lexsort((all_places, all_owners, all_grams))
     all_grams, all_owners, all_places = all_grams[order], all_owners[order], all_places[order]
@@ -234,8 +236,9 @@ def _differs(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     return np.concatenate((np.ones(min(values.size, 1), dtype=bool), values[1:] != values[:-1]))
 
 
-def _texts(benchmarks: Mapping[str, Benchmark]) -> Iterator[tuple[BenchmarkText, Words, bytes]]:
-    for name, source in benchmarks.items():
+def _texts(benchmarks: Mapping[str, Benchmark], progress: Progress) -> Iterator[tuple[BenchmarkText, Words, bytes]]:
+    for place, (name, source) in enumerate(benchmarks.items()):
+        progress(f"read benchmark {name}", place, len(benchmarks))
         revision, rows = _open(name, source)
         number = 0
         for number, row in enumerate(rows, start=1):

@@ -23,8 +23,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rensa import RMinHash  # type: ignore[import-untyped]
 
+from builder.claim import claimed
 from builder.errors import TableError
 from builder.schema import CANDIDATE_ROLES, DUPLICATES, SIGNATURES
+from builder.shards import Shard, shard_rows
 from builder.store import Run
 from builder.text import canonical_text
 from builder.words import Hashes, ngram_hashes, split_words
@@ -49,13 +51,25 @@ Pairs = npt.NDArray[np.uint64]
 """Later number · 2³² + earlier number, ascending and different."""
 
 
-def update_duplicates(run: Run, *, shard: int = 0, progress: Progress = lambda *_: None) -> int:
+def update_duplicates(run: Run, *, progress: Progress = lambda *_: None) -> int:
     """Bring tables `signatures` and `duplicates` up to date with `responses`; returns how many replies were new.
 
     Only replies of roles that a release may hold are compared. Every pair with a new reply is verified; what was found
-    between others stays. The result does not depend on how often this ran. Raises TableError when the disk refuses.
+    between others stays. The result does not depend on how often this ran. Waits for shards that sign replies. Raises
+    TableError when the disk refuses.
     """
-    _update_signatures(run, shard, progress)
+    with claimed(run, "signatures", wait=True):  # to the end, because places of rows count below
+        _sign(run, (0, 1), progress)
+        return _update_duplicates(run, progress)
+
+
+def update_signatures(run: Run, *, shard: Shard = (0, 1), progress: Progress = lambda *_: None) -> int:
+    """Sign the replies of a shard that table `signatures` lacks; returns how many. Raises as `update_duplicates`."""
+    with claimed(run, "signatures", shard, wait=True):
+        return _sign(run, shard, progress)
+
+
+def _update_duplicates(run: Run, progress: Progress) -> int:
     names = run.columns("signatures", ["response_id", "prompt_id"])
     places = pc.sort_indices(names, sort_keys=[("prompt_id", "ascending"), ("response_id", "ascending")])
     names = names.take(places)
@@ -139,11 +153,12 @@ def _earlier(pairs: Pairs) -> Numbers:
     return (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
-def _update_signatures(run: Run, shard: int, progress: Progress) -> None:
-    """Sign the replies that have no signature yet, part by part: an interruption loses one part."""
+def _sign(run: Run, shard: Shard, progress: Progress) -> int:
+    """Sign the shard's replies that have no signature yet, part by part: an interruption loses one part."""
     known = _ids(run.columns("signatures", ["response_id"]))
-    replies = run.columns("responses", ["response_id", "role"])
+    replies = run.columns("responses", ["response_id", "role", "prompt_id"])
     ours = replies.filter(pc.is_in(replies["role"], value_set=pl.Series(CANDIDATE_ROLES).to_arrow()))
+    ours = shard_rows(ours, shard)
     new = _ids(ours.filter(pc.invert(pc.is_in(ours["response_id"], value_set=known))))
     done = 0
     for part in run.parts("responses") if len(new) else []:
@@ -153,7 +168,8 @@ def _update_signatures(run: Run, shard: int, progress: Progress) -> None:
             done += batch.num_rows
             progress("sign replies", done, len(new))
         if tables:
-            run.append("signatures", pa.concat_tables(tables), shard=shard)
+            run.append("signatures", pa.concat_tables(tables), shard=shard[0])
+    return done
 
 
 def _read_bands(run: Run, order: Numbers) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:

@@ -10,6 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from builder.config import Recipe
+from builder.console import Progress
 from builder.decision import in_sql, plan_selection, prepare
 from builder.explain_sql import MINE, RIVALS, WANTED
 from builder.find_reply import find_reply, rows_of
@@ -116,20 +117,26 @@ class Explanation:
 
 
 def explain(
-    run: Run, recipe: Recipe, response_id: str, *, recipe_dir: Path | None = None, allow_code: bool = False
+    run: Run,
+    recipe: Recipe,
+    response_id: str,
+    *,
+    recipe_dir: Path | None = None,
+    allow_code: bool = False,
+    progress: Progress = lambda *_: None,
 ) -> Explanation:
     """Decide about one reply by the recipe as given. `response_id` may be the beginning of one id.
 
     Raises UsageError for an unknown or ambiguous id, and whatever `select` raises for a recipe's SQL.
     """
     plan = plan_selection(recipe, recipe_dir, mixed=is_mixed(run, recipe))
-    prepare(run, recipe, plan, allow_code=allow_code)
+    prepare(run, recipe, plan, allow_code=allow_code, progress=progress)
     identity = find_reply(run, response_id)
-    ready = in_sql(run, recipe, plan)
+    ready = in_sql(run, recipe, plan, progress=progress)
     steps = _steps(ready.plan, recipe, identity, ready.there)
     steps += [Step(name, sql, name) for name, sql in MINE.items()]
     steps += [Step(name, sql.format(me=quoted(identity)), f"wanted_{name}", fetch=True) for name, sql in WANTED.items()]
-    found = run_steps(run.database, steps, plan.variables, given=ready.given)
+    found = run_steps(run.database, steps, plan.variables, given=ready.given, progress=progress)
     rows = {name: found[f"wanted_{name}"].to_pylist() for name in WANTED}
     margin = float(plan.variables.get("teacher_margin", 0.1))
     beside = tuple(_candidate(row, margin) for row in rows["candidates"])

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from builder.claim import claimed
 from builder.errors import TableError, VerifyError
 from builder.identity import sha256_hex
 from builder.ngrams import CODE, FORMULA, PROSE, Codes, Marks
@@ -30,6 +31,7 @@ from builder.repeats import (
 from builder.repetition import compiled, repetition
 from builder.schema import FEATURES, RESPONSES
 from builder.scripts import OTHER, SCRIPTS, kinds
+from builder.shards import Shard, shard_rows
 from builder.store import Run, check_schema
 from builder.supervised import supervised
 from builder.text import QuietSpan, canonical_text, quiet_spans, sentence_ends
@@ -78,19 +80,26 @@ def compute_features(responses: "pl.DataFrame") -> pa.Table:
 def update_features(
     run: Run,
     *,
-    shard: int = 0,
+    shard: Shard = (0, 1),
     workers: int | None = None,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> int:
-    """Compute what table `features` lacks for the replies of the run and append it; returns how many replies.
+    """Compute what table `features` lacks for the replies of the shard and append it; returns how many replies.
+
+    Waits for processes that compute features of the same replies.
 
     One part of features for each part of responses, whatever `workers`, by default one a core; little text is done in
     this process. Memory holds a few batches of text for each worker, and an interruption loses one part. `progress`
     gets a name, the replies done and their number. Raises TableError where a part of responses cannot be read or no
     worker can be started.
     """
+    with claimed(run, "features", shard, wait=True):
+        return _update_features(run, shard, workers, progress)
+
+
+def _update_features(run: Run, shard: Shard, workers: int | None, progress: Callable[[str, int, int], None]) -> int:
     drop_outdated(run)
-    missing = _missing(run)
+    missing = _missing(run, shard)
     batches = ((index, replies) for index, (part, ids) in enumerate(missing) for replies in _replies(part, ids))
     number = sum(len(ids) for _, ids in missing)
     if sum(_text_bytes(part, len(ids)) for part, ids in missing) <= _SMALL_BYTES:
@@ -103,7 +112,7 @@ def update_features(
         for _, some in group:
             rows += some
             progress("features", count + len(rows), number)
-        run.append("features", _table(rows), shard=shard)
+        run.append("features", _table(rows), shard=shard[0])
         count += len(rows)
     return count
 
@@ -111,11 +120,16 @@ def update_features(
 def drop_outdated(run: Run) -> int:
     """Delete the parts of `features` that another version computed or that cannot be read; returns how many parts.
 
-    They cost processor time and no request, so `update_features` simply computes them again; events.jsonl says so.
+    They cost processor time and no request, so `update_features` simply computes them again; events.jsonl says so. The
+    first of several shards drops them, of all shards.
     """
-    outdated = [part for part in run.parts("features") if not _is_current(part)]
-    for part in outdated:
-        part.unlink()
+    if all(map(_is_current, run.parts("features"))):
+        return 0
+    with claimed(run, "rewrite-features", wait=True):
+        # looked at again, because the name of one that another shard dropped may be that of its new part by now
+        outdated = [part for part in run.parts("features") if not _is_current(part)]
+        for part in outdated:
+            part.unlink()
     if outdated:
         run.event("features", {"parts_dropped": len(outdated), "reason": "computed by another version, or unreadable"})
     return len(outdated)
@@ -130,13 +144,13 @@ def _is_current(part: Path) -> bool:
     return found.equals(wanted) and (found.metadata or {}).get(b"version") == wanted.metadata[b"version"]
 
 
-def _missing(run: Run) -> list[tuple[Path, "pa.Array[Any]"]]:
-    """Parts of responses with the ids in each that have no features yet; an id counts for the first part it is in."""
+def _missing(run: Run, shard: Shard) -> list[tuple[Path, "pa.Array[Any]"]]:
+    """Parts of responses with the shard's ids in each that lack features; an id counts for the first part it is in."""
     known = _ids(run.parts("features"))
     found = []
     for part in run.parts("responses"):
         check_schema(RESPONSES, part)
-        ids = _ids([part])
+        ids = _ids([part], shard)
         missing = ids.filter(pc.invert(pc.is_in(ids, value_set=known)))
         if len(missing):
             found.append((part, missing))
@@ -144,8 +158,11 @@ def _missing(run: Run) -> list[tuple[Path, "pa.Array[Any]"]]:
     return found
 
 
-def _ids(parts: Iterable[Path]) -> "pa.Array[Any]":
-    columns = [pq.read_table(part, columns=["response_id"]).column(0).combine_chunks() for part in parts]
+def _ids(parts: Iterable[Path], shard: Shard = (0, 1)) -> "pa.Array[Any]":
+    """Ids of replies in these parts; of one shard only in parts of responses, which say whose prompt each answers."""
+    names = ["response_id"] if shard[1] == 1 else ["response_id", "prompt_id"]
+    rows = (shard_rows(pq.read_table(part, columns=names), shard) for part in parts)
+    columns = [some.column("response_id").combine_chunks() for some in rows]
     return pa.concat_arrays([pa.array([], pa.string()), *columns])
 
 

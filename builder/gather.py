@@ -4,7 +4,7 @@ Ids are hashes, so the rows of a release stand anywhere in the tables of its run
 holds a run of neighbouring places; read in turn, these files give the rows in order.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,10 +25,17 @@ class Gathered:
     """Some columns of a table, for several lists of response ids (`wanted`, by name), each in its order.
 
     Lists of the same length come in chunks of the same lengths. `folder` must exist; files in it go as they are read.
+    `progress` gets the rows of the table that were read, and how many it has.
     """
 
     def __init__(
-        self, run: Run, table: str, columns: Sequence[str], wanted: Mapping[str, pl.Series], folder: Path
+        self,
+        run: Run,
+        table: str,
+        columns: Sequence[str],
+        wanted: Mapping[str, pl.Series],
+        folder: Path,
+        progress: Callable[[int, int], None] = lambda *_: None,
     ) -> None:
         self._table, self._wanted, self._folder, self._columns = table, wanted, folder, [_KEY, *columns]
         self._empty = pl.DataFrame(pl.from_arrow(run.schema(table).empty_table())).select(self._columns)
@@ -38,7 +45,9 @@ class Gathered:
         self._chunks = {name: max(1, int(room / max(1, each))) for name in wanted}
         self._files: dict[int, Path] = {}
         self._first: dict[str, int] = {}
-        self._spill(run.parts(table), self._places(), max(1, int(_SPILL_BYTES / 2 / max(1, each))))
+        batch_size = max(1, int(_SPILL_BYTES / 2 / max(1, each)))
+        progress(0, rows)
+        self._spill(run.parts(table), self._places(), batch_size, lambda done: progress(done, rows))
 
     def _places(self) -> pl.DataFrame:
         """Which file each id goes to; an id that several files hold, or one file needs twice, once a file."""
@@ -51,9 +60,10 @@ class Gathered:
             file += -(-len(ids) // self._chunks[name])
         return pl.concat(frames).unique()
 
-    def _spill(self, parts: Sequence[Path], places: pl.DataFrame, batch_size: int) -> None:
+    def _spill(self, parts: Sequence[Path], places: pl.DataFrame, batch_size: int, seen: Callable[[int], None]) -> None:
         writers: dict[int, Any] = {}
         files: list[Any] = []
+        done = 0
         try:
             for part in parts:
                 with pq.ParquetFile(part) as source:
@@ -67,6 +77,8 @@ class Gathered:
                                 files.append(self._files[file].open("wb"))
                                 writers[file] = pa.ipc.new_stream(files[-1], table.schema)
                             writers[file].write_table(table)
+                        done += batch.num_rows
+                        seen(done)
             for writer in writers.values():
                 writer.close()
         finally:

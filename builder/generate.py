@@ -7,8 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 
+from builder import batch_journal
 from builder import journal as journals
 from builder.ask import Asker
+from builder.batch import Batches
+from builder.batch_config import Batch
+from builder.batch_online import take_open_batches
 from builder.budget import Budget, BudgetSpent
 from builder.client import (
     AbsentError,
@@ -57,7 +61,7 @@ def generate(
     Raises EndpointError when the endpoint cannot serve this recipe, JournalError when a reply cannot be recorded,
     TableError when sealed replies are missing from the tables, unless `forget_missing` lets them be paid for again.
     Requests that keep failing are counted in `Tally.failed`; a later call asks them again. `Tally.limit` says which
-    limit of `budget` ended the call, if one did.
+    limit of `budget` ended the call, if one did. With `teacher.batch` requests go in offline batches.
     """
     wire = Wire(recipe.require_teacher(), recipe.generation, role)
     wanted = requests(recipe, prompts, shard=shard)
@@ -88,12 +92,19 @@ def send(
     budget: Budget | None = None,
 ) -> Tally:
     """Send those of `number` requests that no stored reply answers; raises and resumes as `generate`."""
-    with Journal(run.journal_dir, shard[0]) as journal, Sealer(run, recipe, journal) as sealer:
+    budget = budget or Budget()
+    with (
+        budget.spending(run, shard),
+        Journal(run.journal_dir, shard[0]) as journal,
+        Sealer(run, recipe, journal) as sealer,
+    ):
         sealer.catch_up(forget_missing=forget_missing)
         seal_orphans(run, recipe, shard, forget_missing=forget_missing)
         stored = journals.stored_replies(run.journal_dir)
         tally = Tally(total=number)
-        work = _Generation(recipe, wire, tally, answered_before=bool(stored), budget=budget or Budget())
+        work = _Generation(recipe, wire, tally, bool(stored), budget, forget_missing)
+        if work.batch is not None and budget.prices is not None:
+            budget.prices = budget.prices.times(work.batch.price_factor)
         missing = work.missing(wanted, stored)
         try:
             with settled_heap():
@@ -114,8 +125,14 @@ class _Generation:
     tally: Tally
     answered_before: bool
     budget: Budget
+    forget_missing: bool = False
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     refusal: EndpointError | TableError | None = None
+
+    @property
+    def batch(self) -> Batch | None:
+        """How requests go in offline batches; None where they go online, as all but the teacher's own do."""
+        return self.wire.asked.batch if self.wire.role == "teacher" else None
 
     def missing(self, wanted: Iterable[Request], stored: dict[bytes, int]) -> Iterator[Request]:
         """Requests without a stored answer; counts the others."""
@@ -127,8 +144,10 @@ class _Generation:
 
     async def run(self, missing: Iterator[Request], journal: Journal, sealer: Sealer, progress: Progress) -> None:
         first = next(missing, None)
-        if first is None:
+        is_open = self.wire.role == "teacher" and bool(batch_journal.unsettled(journal.path))
+        if first is None and not is_open:
             return
+        missing = missing if first is None else chain([first], missing)
         if self._needs_logprobs and self.wire.asked.rescore:  # before anything is paid that would be of no use
             await check_rescoring(self.recipe)
         async with Client(endpoints_of(self.wire.asked, self.wire.section)) as client:
@@ -136,7 +155,10 @@ class _Generation:
             with _drain_on_interrupt(self.stop):
                 closing = asyncio.create_task(self._close_on_stop(client))
                 try:
-                    await self._work_together(asker, chain([first], missing))
+                    if self.batch is not None:
+                        await self._in_batches(asker, missing, self.batch)
+                    else:
+                        await self._work_together(asker, await self._beside_batches(asker, missing))
                 except BudgetSpent as spent:  # before the first replies
                     self.tally.limit = str(spent)
                 finally:
@@ -144,6 +166,17 @@ class _Generation:
         if self.refusal is not None:
             raise self.refusal
         self.tally.stopped = self.stop.is_set() and self.tally.limit is None
+
+    async def _in_batches(self, asker: Asker, missing: Iterator[Request], section: Batch) -> None:
+        await self._check_models(asker.client)
+        sending = Batches(asker, asker.client.lanes[0], section, answered_before=self.answered_before)
+        await sending.send(missing, needs_logprobs=self._needs_logprobs, forget_missing=self.forget_missing)
+
+    async def _beside_batches(self, asker: Asker, missing: Iterator[Request]) -> Iterator[Request]:
+        if self.wire.role != "teacher":
+            return missing
+        before, forget = self.answered_before, self.forget_missing
+        return await take_open_batches(asker, missing, answered_before=before, forget_missing=forget)
 
     async def _work_together(self, asker: Asker, missing: Iterator[Request]) -> None:
         """Every request: the first ones alone, the others by workers, more of them than places at the endpoints.

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import zstandard
 
+from builder.claim_file import reading
 from builder.errors import JournalError
 from builder.identity import response_id
 
@@ -57,6 +58,28 @@ create table if not exists prefixes (
     response_id text not null,
     prefix text not null
 );
+create table if not exists batches (
+    reference text primary key,
+    endpoint text not null,
+    model text not null,
+    revision text,
+    token_ids integer not null,
+    requests integer not null,
+    prompt_tokens integer not null,
+    completion_tokens integer not null,
+    recorded_at real not null,
+    state text not null,
+    file_id text,
+    batch_id text,
+    status text,
+    replies integer,
+    with_logprobs integer
+);
+create table if not exists batch_attempts (
+    attempt_id integer primary key references attempts (attempt_id),
+    reference text not null references batches (reference)
+);
+create index if not exists attempts_of_batch on batch_attempts (reference);
 insert or ignore into meta (name, value) values ('format', '{FORMAT}');
 """
 
@@ -152,9 +175,14 @@ def answered_prompts(folder: Path) -> set[str]:
 
 
 def bodies(path: Path, *, outcome: str | None, skip: Container[str] = ()) -> Iterator[Stored]:
-    """Stored bodies of one journal with that outcome (None: not parsed yet), less replies whose id is in `skip`."""
+    """Stored bodies of one journal with that outcome (None: not parsed yet), less replies whose id is in `skip`.
+
+    None of a journal that another host writes now.
+    """
     decompressor = zstandard.ZstdDecompressor()
     with _reading(path) as connection:
+        if not _is_made(connection):
+            return
         rows = connection.execute(
             "select a.attempt_id, received_at, latency_s, detail, model, revision, request_key, prompt_id, role,"
             " temperature, sample_index, seed, max_tokens, endpoint, response_id,"
@@ -173,26 +201,26 @@ def bodies(path: Path, *, outcome: str | None, skip: Container[str] = ()) -> Ite
 
 def sealed(path: Path) -> Iterator[Sealed]:
     """Replies of one journal that were sealed and checked: their raw body is pruned, or may be."""
-    with _reading(path) as connection:
-        rows = connection.execute(
-            "select a.attempt_id, request_key, detail, max_tokens, responses_part, logprobs_part,"
-            " r.attempt_id is not null from attempts a left join replies r using (attempt_id)"
-            " where outcome = ? and responses_part is not null",
-            (REPLY,),
-        )
-        for attempt_id, key, finish, limit, responses, logprobs, has_body in rows:
-            identity = response_id(key, finish_reason=finish, max_tokens=limit)
-            yield Sealed(attempt_id, identity, responses, logprobs, bool(has_body))
+    rows = _rows(
+        path,
+        "select a.attempt_id, request_key, detail, max_tokens, responses_part, logprobs_part,"
+        " r.attempt_id is not null from attempts a left join replies r using (attempt_id)"
+        " where outcome = ? and responses_part is not null",
+        (REPLY,),
+    )
+    for attempt_id, key, finish, limit, responses, logprobs, has_body in rows:
+        identity = response_id(key, finish_reason=finish, max_tokens=limit)
+        yield Sealed(attempt_id, identity, responses, logprobs, bool(has_body))
 
 
 def prunable(path: Path) -> tuple[int, int]:
     """Raw bodies of one journal that are sealed and still there: how many, and their compressed bytes."""
-    with _reading(path) as connection:
-        row = connection.execute(
-            "select count(*), coalesce(sum(length(body)), 0) from replies r cross join attempts a using (attempt_id)"
-            " where responses_part is not null"
-        ).fetchone()
-    return int(row[0]), int(row[1])
+    ((number, size),) = _rows(
+        path,
+        "select count(*), coalesce(sum(length(body)), 0) from replies r cross join attempts a using (attempt_id)"
+        " where responses_part is not null",
+    )
+    return int(number), int(size)
 
 
 def counts(folder: Path) -> dict[str, int]:
@@ -236,16 +264,32 @@ def unreadable(path: Path, error: BaseException | str) -> str:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """A read-only connection, safe beside a writer. SQLite's errors become a JournalError that names the file."""
-    try:
-        with closing(sqlite3.connect(path.absolute().as_uri() + "?mode=ro", uri=True, timeout=30)) as connection:
-            yield connection
-    except (sqlite3.Error, zstandard.ZstdError) as error:
-        raise JournalError(unreadable(path, error)) from error
+    """A read-only connection, safe beside a writer of this host; to an empty database where another host's writes.
+
+    SQLite's write-ahead log needs memory that both share (https://sqlite.org/wal.html, "Disadvantages"), so a writer
+    elsewhere is kept out while this reads. SQLite's errors become a JournalError that names the file.
+    """
+    with reading(path.with_suffix(".lock")) as is_alone:
+        # Nobody writes and nothing is in the log: no file is needed beside this one, which may be on a read-only disk.
+        is_still = is_alone and not path.with_name(f"{path.name}-wal").exists()
+        address = path.absolute().as_uri() + "?mode=ro" + ("&immutable=1" if is_still else "")
+        address = "file::memory:" if is_alone is False else address
+        try:
+            with closing(sqlite3.connect(address, uri=True, timeout=30)) as connection:
+                yield connection
+        except (sqlite3.Error, zstandard.ZstdError) as error:
+            raise JournalError(unreadable(path, error)) from error
 
 
 def _rows(path: Path, query: str, values: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Rows of a query on one journal; none where its writer has only just made the file."""
+    """Rows of a query on one journal; none where its writer has only just made the file, or is of another host.
+
+    A living shard of today's count holds no prompt of another one's: nothing that it stored would be asked here.
+    """
     with _reading(path) as connection:
-        if connection.execute("select 1 from sqlite_master where name = 'replies'").fetchone():
+        if _is_made(connection):
             yield from connection.execute(query, values)
+
+
+def _is_made(connection: sqlite3.Connection) -> bool:
+    return connection.execute("select 1 from sqlite_master where name = 'replies'").fetchone() is not None

@@ -3,8 +3,6 @@
 Many requests share one sync; a future resolves only after the commit that holds its record.
 """
 
-import fcntl
-import os
 import queue
 import sqlite3
 import threading
@@ -13,38 +11,43 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import zstandard
 
 from builder import wal
+from builder.claim_file import ClaimLost, hold
 from builder.errors import JournalError
 from builder.journal import CHECKS, DAMAGED, FORMAT, GIVEN_UP, SCHEMA, Attempt, row_checksum, unreadable
+
+INSERT_ATTEMPT = (
+    "insert into attempts (model, revision, request_key, prompt_id, role, temperature, sample_index, seed, max_tokens,"
+    " endpoint, sent_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 
 _Work = tuple[Callable[[sqlite3.Connection], Any], "Future[Any]"]
 
 
-class ShardBusy(JournalError):
-    """Another process writes this shard's journal."""
-
-
 class Journal:
-    """The one writer of a shard's journal. Use as a context manager; a second process on the shard is refused."""
+    """The one writer of a shard's journal. Use as a context manager; a second process on the shard is refused.
+
+    When its claim is lost, nothing more is written and nothing more is sent: every future fails with ClaimLost.
+    """
 
     def __init__(self, folder: Path, shard: int = 0) -> None:
         self.shard = shard
         self.path = folder / f"{shard:03d}.sqlite"
+        self._claim = hold(self.path.with_suffix(".lock"), "journal", (shard, shard + 1))
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _take_lock(self.path.with_suffix(".lock"))
             damaged = wal.damage(self.path)
         except OSError as error:
+            self._claim.release()
             raise JournalError(
                 f"Journal {self.path} cannot be opened: {error}. Nothing was sent, because a reply that cannot be "
                 "recorded would be paid for nothing. Free space or mend the disk, then rerun."
             ) from error
         if damaged is not None:
-            self._lock.close()
+            self._claim.release()
             raise JournalError(unreadable(self.path, damaged))
         self._waiting: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._failure: JournalError | None = None
@@ -56,20 +59,22 @@ class Journal:
         try:
             ready.result()
         except sqlite3.Error as error:
-            self._lock.close()
+            self._claim.release()
             raise JournalError(unreadable(self.path, error)) from error
 
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close()
+        if kind is None:
+            self._claim.check()
 
     def close(self) -> None:
         """Commit what is waiting, close the file, give the shard back."""
         self._waiting.put(None)
         self._thread.join()
-        self._lock.close()
+        self._claim.release()
 
     def begin(self, attempt: Attempt) -> "Future[int]":
         """Record that a request is about to be sent; its id once that is on disk.
@@ -78,23 +83,7 @@ class Journal:
         """
 
         def insert(connection: sqlite3.Connection) -> int:
-            cursor = connection.execute(
-                "insert into attempts (model, revision, request_key, prompt_id, role, temperature, sample_index, seed,"
-                " max_tokens, endpoint, sent_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    attempt.model,
-                    attempt.revision,
-                    attempt.request_key,
-                    attempt.prompt_id,
-                    attempt.role,
-                    attempt.temperature,
-                    attempt.sample_index,
-                    attempt.seed,
-                    attempt.max_tokens,
-                    attempt.endpoint,
-                    time.time(),
-                ),
-            )
+            cursor = connection.execute(INSERT_ATTEMPT, attempt_values(attempt))
             if attempt.prefix_response_id is not None:
                 connection.execute(
                     "insert or ignore into prefixes (request_key, response_id, prefix) values (?, ?, ?)",
@@ -162,8 +151,14 @@ class Journal:
 
         return self._submit(update)
 
+    def write(self, operation: Callable[[sqlite3.Connection], Any]) -> "Future[Any]":
+        """Run `operation` within the next commit: for records beside those of single requests."""
+        return self._submit(operation)
+
     def _submit(self, operation: Callable[[sqlite3.Connection], Any]) -> "Future[Any]":
         future: Future[Any] = Future()
+        if self._failure is None and self._claim.lost is not None:
+            self._failure = ClaimLost(self._claim.lost)
         if self._failure is not None:
             future.set_exception(self._failure)
         else:
@@ -211,6 +206,23 @@ class Journal:
                 future.set_result(results[index])
 
 
+def attempt_values(attempt: Attempt) -> tuple[Any, ...]:
+    """Values of INSERT_ATTEMPT for an attempt that is about to be sent."""
+    return (
+        attempt.model,
+        attempt.revision,
+        attempt.request_key,
+        attempt.prompt_id,
+        attempt.role,
+        attempt.temperature,
+        attempt.sample_index,
+        attempt.seed,
+        attempt.max_tokens,
+        attempt.endpoint,
+        time.time(),
+    )
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, timeout=30)
     try:
@@ -230,23 +242,3 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
-
-
-def _take_lock(path: Path) -> IO[str]:
-    """An exclusive lock that the system drops with the process, however it ends."""
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise ShardBusy(
-            f"Shard {path.stem} of this run is being written by process {holder}. Two writers could pay twice for one "
-            "request. Wait for it, stop it, or use another shard."
-        ) from None
-    file.seek(0)
-    file.truncate()
-    file.write(str(os.getpid()))
-    file.flush()
-    return file

@@ -13,6 +13,7 @@ from typing import Any, Final
 import polars as pl
 
 from builder.answers import LONGEST_ANSWER
+from builder.claim import claimed
 from builder.config import Recipe
 from builder.identity import canonical_json, sha256_hex
 from builder.judge_answer import final_answer, is_askable, judged_prompts, parts
@@ -21,6 +22,7 @@ from builder.outcome import Outcome, Verdict
 from builder.release_rows import unplaced
 from builder.requests import Request
 from builder.schema import CANDIDATE_ROLES
+from builder.shards import Shard, of_shard, rows_of
 from builder.store import Run, columns_table
 from builder.verify import JUDGE, chunks, drop_outdated, verdict_rows
 
@@ -29,7 +31,7 @@ _OPINIONS: Final = ("correct", "wrong")
 
 @dataclass(frozen=True)
 class JudgeResult:
-    """What judging did, in replies: `computed` now, `kept` from before; `verdicts` counts both.
+    """What judging did, in replies: `computed` now, `kept` from before; `verdicts` counts both, of all shards.
 
     `not_asked` of those now have no answer (`wrong`), or one that is too long to ask about (`unscorable`).
     """
@@ -40,27 +42,28 @@ class JudgeResult:
     verdicts: dict[str, int] = field(default_factory=dict)
 
 
-def open_replies(run: Run, recipe: Recipe) -> pl.DataFrame:
-    """Replies that a judge has to decide and that this judge has not: what `judge` takes.
+def open_replies(run: Run, recipe: Recipe, *, shard: Shard = (0, 1)) -> pl.DataFrame:
+    """Replies of a shard that a judge has to decide and that this judge has not: what `judge` takes.
 
     Those that a release may hold, on a prompt with a gold that is an answer, which no verifier called correct or wrong;
     where the prompt names the judge, whatever verifiers say. Raises UsageError where the recipe has no judge.
     """
     prompts = judged_prompts(run)
+    verdicts = rows_of(run, "verdicts", ["response_id", "verifier", "verifier_version", "verdict", "gold", "gold_type"])
     decided = (
-        run.scan("verdicts")
+        verdicts.lazy()
         .filter(~pl.col("verifier").str.starts_with(JUDGE) & pl.col("verdict").is_in(_OPINIONS))
         .select("response_id", is_decided=True)
         .unique()
     )
-    have = run.scan("verdicts").filter(
+    have = verdicts.lazy().filter(
         (pl.col("verifier") == JUDGE)
         & (pl.col("verifier_version") == judge_version(recipe))
         & (pl.col("verdict") != "error")  # its endpoint may answer today
     )
     return (
         run.scan("responses")
-        .filter(pl.col("role").is_in(CANDIDATE_ROLES))
+        .filter(pl.col("role").is_in(CANDIDATE_ROLES) & of_shard(shard))
         .select("response_id", "prompt_id")
         .unique("response_id", keep="first", maintain_order=True)
         .join(prompts.lazy(), on="prompt_id", maintain_order="left")
@@ -72,25 +75,33 @@ def open_replies(run: Run, recipe: Recipe) -> pl.DataFrame:
     )
 
 
-def judge(run: Run, recipe: Recipe, replies: pl.DataFrame, send: Send, *, shard: int = 0) -> JudgeResult:
-    """Ask about these replies, as `open_replies` gives them, and write a verdict for each; raises as `send`.
+def judge(run: Run, recipe: Recipe, replies: pl.DataFrame, send: Send, *, shard: Shard = (0, 1)) -> JudgeResult:
+    """Ask about these replies, as `open_replies` gives them for the shard, and write a verdict for each.
 
     Verdicts are written once all votes are there; until then they are safe as replies, and asked for once. They take
-    the place of this judge's verdicts on other golds, and of all that judges before it said.
+    the place of this judge's verdicts on other golds, and of all that judges before it said. Raises as `send`, and
+    ShardBusy where another process verifies this shard.
     """
+    with claimed(run, "verify", shard):
+        still_open = open_replies(run, recipe, shard=shard).select("response_id")  # a call before may have judged some
+        return _judge(run, recipe, replies.join(still_open, on="response_id", how="semi"), send, shard)
+
+
+def _judge(run: Run, recipe: Recipe, replies: pl.DataFrame, send: Send, shard: Shard) -> JudgeResult:
     judging = Judging.of(recipe)
     number = sum(1 for _ in _requests(run, judging, replies))
     if number:
         send("judge votes", judging.wire, _requests(run, judging, replies), number)
     said, versions = said_by(run), {JUDGE: judge_version(recipe)}
-    drop_outdated(run, replies, versions)
+    drop_outdated(run, replies, versions, shard)
     done = not_asked = 0
     for rows in chunks(run, replies):
         outcomes = [_outcome(judging, row, said) for row in rows]
-        run.append("verdicts", columns_table("verdicts", verdict_rows(rows, outcomes, versions)), shard=shard)
+        run.append("verdicts", columns_table("verdicts", verdict_rows(rows, outcomes, versions)), shard=shard[0])
         done += len(rows)
         not_asked += sum(not is_askable(row, _text(row)) for row in rows)
-    verdicts = Counter(run.scan("verdicts").filter(pl.col("verifier") == JUDGE).collect()["verdict"].to_list())
+    found = rows_of(run, "verdicts", ["verifier", "verdict"]).filter(verifier=JUDGE)
+    verdicts = Counter(found["verdict"].to_list())
     return JudgeResult(done, sum(verdicts.values()) - done, not_asked, dict(verdicts))
 
 

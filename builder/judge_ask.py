@@ -67,11 +67,21 @@ class Judging:
         return [self._vote(request, question.nonce, said) for request in self.requests("", question)]
 
     def _vote(self, request: Request, nonce: str, said: Said) -> str:
-        whole = response_id(request.key, finish_reason=None, max_tokens=None)
+        whole, cut = _answers(request)
         if whole in said:
             return counted(said[whole], self.task, nonce)
-        cut = response_id(request.key, finish_reason="length", max_tokens=request.max_tokens)
         return NULL if cut in said else MISSING
+
+
+def is_answered(request: Request, said: Said) -> bool:
+    """Whether a stored reply answers the request, whole or cut."""
+    return any(reply in said for reply in _answers(request))
+
+
+def _answers(request: Request) -> tuple[str, str]:
+    """Response ids that a reply to the request may have: that of a whole one, and of one cut at its limit."""
+    whole = response_id(request.key, finish_reason=None, max_tokens=None)
+    return whole, response_id(request.key, finish_reason="length", max_tokens=request.max_tokens)
 
 
 def task_requests(wire: Wire, prompt_id: str, task: Asked, about: str | None = None) -> Iterator[Request]:

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from builder.claim import claimed
 from builder.config import Recipe
 from builder.errors import VerifyError
-from builder.judge_ask import Judging, Send, distinct, majority, said_by
+from builder.judge_ask import Judging, Said, Send, distinct, is_answered, majority, said_by
 from builder.judge_known import Group, Known, known_answers, known_pairs
 from builder.judge_pairs import PositionBias, pair_requests, position_bias, read_pair
 from builder.judge_prompt import PAIR
@@ -101,14 +102,24 @@ class PairCalibration:
 
 
 def calibrate(run: Run, recipe: Recipe, send: Send) -> Calibration:
-    """Ask the judge about known answers. What is stored costs nothing; raises as `send`."""
+    """Ask the judge about known answers. What is stored costs nothing; raises as `send`.
+
+    They are the run's, whatever the shard, so one shard calibrates at a time and seals what it was told: the others
+    find it in the tables. What is made of golds is the same for all of them and asked before their own votes, so that
+    no two shards ask the same.
+    """
+    with claimed(run, "calibrate", wait=True):
+        return _calibrate(run, recipe, send)
+
+
+def _calibrate(run: Run, recipe: Recipe, send: Send) -> Calibration:
     judge, judging = recipe.require_judge(), Judging.of(recipe)
     known = known_answers(run, recipe.generation.seed)
     questions = [judging.asked(one.parts) for one in known]
     tally = Tally()
     if {"right", "wrong"} <= {one.group for one in known}:  # else nothing can be measured, whatever it says
         votes = (judging.requests(one.prompt_id, question) for one, question in zip(known, questions, strict=True))
-        tally = _sent("calibration votes", judging, send, chain.from_iterable(votes))
+        tally = _sent("calibration votes", judging, send, chain.from_iterable(votes), said_by(run))
     said = said_by(run)
     verdicts = [(one, majority(judging.votes(question, said))) for one, question in zip(known, questions, strict=True)]
     kinds = dict.fromkeys((one.group, one.kind) for one in known)
@@ -129,10 +140,16 @@ def calibrate(run: Run, recipe: Recipe, send: Send) -> Calibration:
 
 def calibrate_pairs(run: Run, recipe: Recipe, send: Send) -> PairCalibration:
     """Ask the judge which of a right and a wrong reply to one prompt is better, both ways round; raises as `send`."""
+    with claimed(run, "calibrate", wait=True):
+        return _calibrate_pairs(run, recipe, send)
+
+
+def _calibrate_pairs(run: Run, recipe: Recipe, send: Send) -> PairCalibration:
     judging = Judging.of(recipe, PAIR)
     pairs = known_pairs(run, recipe.generation.seed)
     if pairs:
-        _sent("pair votes", judging, send, chain.from_iterable(pair_requests(judging, pair) for pair in pairs))
+        requests = chain.from_iterable(pair_requests(judging, pair) for pair in pairs)
+        _sent("pair votes", judging, send, requests, said_by(run))
     said = said_by(run)
     verdicts = [read_pair(judging, pair, said) for pair in pairs]
     return PairCalibration(
@@ -143,9 +160,10 @@ def calibrate_pairs(run: Run, recipe: Recipe, send: Send) -> PairCalibration:
     )
 
 
-def _sent(what: str, judging: Judging, send: Send, requests: Iterable[Request]) -> Tally:
-    wanted = list(distinct(requests))
-    return send(what, judging.wire, wanted, len(wanted))
+def _sent(what: str, judging: Judging, send: Send, requests: Iterable[Request], said: Said) -> Tally:
+    """Send those that no reply in the tables answers: another host's journal may be closed to this one."""
+    wanted = [request for request in distinct(requests) if not is_answered(request, said)]
+    return send(what, judging.wire, wanted, len(wanted)) if wanted else Tally()
 
 
 def _measured(

@@ -1,5 +1,7 @@
 """What a judge or a rewriting model costs: its own prices, within one limit with what the teacher took."""
 
+from dataclasses import replace
+
 from builder.budget import Budget, open_budget
 from builder.config import Recipe, Teacher
 from builder.errors import UsageError
@@ -39,5 +41,4 @@ def _budget(
             "(per million tokens), or limit tokens with --max-tokens-total."
         )
     teacher = recipe.teacher or Teacher(model="none", prices=Prices(input=0, output=0))
-    used = open_budget(run, teacher, max_cost, max_tokens, others=prices_of_others(recipe))
-    return Budget(max_cost, max_tokens, prices, cost=used.cost, tokens=used.tokens)
+    return replace(open_budget(run, teacher, max_cost, max_tokens, others=prices_of_others(recipe)), prices=prices)

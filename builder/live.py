@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from builder.claim_file import holders
 from builder.store import Run
 from builder.tally import Tally
 
 EVERY_S: Final = 1.0
-STALE_S: Final = 15.0
-"""A file that did not change for this long, by a process that is gone, tells of a call that ended without a word."""
 
 
 @dataclass
@@ -22,8 +21,8 @@ class Live:
 
     path: Path
     what: str
-    started: float = field(default_factory=time.time)
-    _written: float = 0.0
+    _began: float = field(default_factory=time.monotonic)
+    _written: float = -EVERY_S
 
     @classmethod
     def of(cls, run: Run, what: str, shard: int) -> "Live":
@@ -32,18 +31,18 @@ class Live:
     @property
     def seconds(self) -> float:
         """Since the call began."""
-        return time.time() - self.started
+        return time.monotonic() - self._began
 
     def update(self, tally: Tally) -> None:
         """Write the state, unless that was done within the last second. No sync: it is a view, never a record.
 
         Nor does a run end for it: where the disk refuses, the journal's own write says so, by name.
         """
-        now = time.time()
-        if now - self._written < EVERY_S:
+        seconds = self.seconds
+        if seconds - self._written < EVERY_S:
             return
-        self._written = now
-        state = {"what": self.what, "pid": os.getpid(), "started": self.started, "updated": now, **asdict(tally)}
+        self._written = seconds
+        state = {"what": self.what, "pid": os.getpid(), "seconds": seconds, **asdict(tally)}
         temporary = self.path.with_suffix(".part")
         with suppress(OSError):
             temporary.write_text(json.dumps(state), encoding="utf-8")
@@ -70,17 +69,15 @@ def duration(seconds: float) -> str:
 
 
 def running(run: Run) -> list[dict[str, Any]]:
-    """States of the calls that write this run now, of all shards."""
+    """States of the calls that write this run now, of all shards and hosts: those whose journal is claimed.
+
+    Waits some seconds where only a moving counter can tell whether a call of another host goes on.
+    """
+    paths = {path.with_name(f"{path.name[:3]}.lock"): path for path in sorted(run.journal_dir.glob("*.live.json"))}
     found = []
-    for path in sorted(run.journal_dir.glob("*.live.json")):
-        try:
-            state = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if time.time() - state["updated"] < STALE_S or _is_alive(state["pid"]):
-            found.append(state)
+    for holder in holders(paths):
+        with suppress(OSError, ValueError):  # it ended, or is being written
+            state = json.loads(paths[holder.path].read_text(encoding="utf-8"))
+            if holder.is_alive and state["pid"] == holder.record.pid:
+                found.append({**state, "host": holder.record.host})
     return found
-
-
-def _is_alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists() if Path("/proc").is_dir() else False

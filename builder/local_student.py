@@ -14,8 +14,6 @@ from builder.student import NoLogprobs, Rendered, StudentTokenizer, hub_revision
 if TYPE_CHECKING:
     import torch
 
-_BATCH_TOKENS: Final = 16_384
-_BATCH_ROWS: Final = 64
 _HEAD_POSITIONS: Final = 512
 """Positions whose logits exist at once: 512 × 152k float32 is 0.3 GB; a whole 64k reply would be 40 GB."""
 
@@ -25,10 +23,11 @@ _SERVE_IT: Final = "serve it with vLLM (--tensor-parallel-size over several devi
 class LocalStudent(StudentTokenizer):
     """A causal language model on this machine, through transformers: every visible CUDA device, else the CPU.
 
-    Each device holds a replica and draws batches; forward passes release the GIL, so a thread each is enough. Which
-    device takes a batch changes nothing between equal devices; which rows share one does, by rounding: for a toy model
-    up to 6e-6 nats a token in float32, and 0.04 (0.001 on average) in bfloat16, whose logits have 8 bits. Raises
-    ScoreError when it cannot be loaded or does not fit on a device: to spread one model is a server's work.
+    Each device holds a replica and draws rows; forward passes release the GIL, so a thread each is enough. Every row
+    has a pass of its own, so that its score hangs on nothing else: rows that share one change each other by rounding,
+    of a toy model by up to 6e-6 nats a token in float32 and 0.04 in bfloat16, and which rows wait together hangs on
+    shards and on what was scored before. Raises ScoreError when it cannot be loaded or does not fit on a device: to
+    spread one model is a server's work.
     """
 
     def __init__(self, student: Student, devices: Sequence[str] = ()) -> None:
@@ -52,36 +51,26 @@ class LocalStudent(StudentTokenizer):
         Raises ScoreError where a pass fails for another reason than the memory that a row needs.
         """
         found: dict[int, np.ndarray | NoLogprobs] = {}
-        waiting = deque(reversed(_batches(rows)))  # longest first, so that no device is left alone with them at the end
+        # longest first, so that no device is left alone with them at the end
+        waiting = deque(sorted(range(len(rows)), key=lambda index: -rows[index].training_tokens))
 
         def draw(replica: Replica) -> None:
             while True:
                 try:
-                    batch = waiting.popleft()
+                    index = waiting.popleft()
                 except IndexError:
                     return
-                found.update(zip(batch, replica.logprobs([rows[index] for index in batch]), strict=True))
+                found[index] = replica.logprobs(rows[index])
 
         with ThreadPoolExecutor(len(self.replicas)) as pool:
             try:
                 drawing = [pool.submit(draw, replica) for replica in self.replicas]
                 wait(drawing, return_when=FIRST_EXCEPTION)
             finally:
-                waiting.clear()  # after an error or Ctrl-C the others end with the batch they have
+                waiting.clear()  # after an error or Ctrl-C the others end with the row they have
         for work in drawing:
             work.result()
         return [found[index] for index in range(len(rows))]
-
-
-def _batches(rows: Sequence[Rendered]) -> list[list[int]]:
-    """Row indices, ascending by tokens; rows of similar length share a batch, so that little of it is padding."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(rows)), key=lambda index: rows[index].training_tokens):
-        size = len(batches[-1]) + 1 if batches else 0
-        if not batches or size > _BATCH_ROWS or size * rows[index].training_tokens > _BATCH_TOKENS:
-            batches.append([])
-        batches[-1].append(index)
-    return batches
 
 
 class Replica:
@@ -103,43 +92,29 @@ class Replica:
         except Exception as error:
             raise self._failed("cannot be used", error) from error
 
-    def logprobs(self, rows: Sequence[Rendered]) -> list[np.ndarray | NoLogprobs]:
-        """Logprobs of rows that share a forward pass; halves what does not fit, down to a row that does not, alone."""
+    def logprobs(self, row: Rendered) -> np.ndarray | NoLogprobs:
+        """Logprob of each completion token of one row, or that it does not fit on the device."""
         try:
-            return self._forward(rows)
+            return self._forward(row)
         except Exception as error:
             if not _out_of_memory(error):
-                longest = max(row.training_tokens for row in rows)
-                raise self._failed(f"failed over {len(rows)} rows of up to {longest:,} tokens", error) from error
+                raise self._failed(f"failed over a row of {row.training_tokens:,} tokens", error) from error
         # Out here, because inside the handler the traceback still holds the tensors that took the memory.
         self._release()
-        if len(rows) > 1:
-            half = len(rows) // 2
-            return self.logprobs(rows[:half]) + self.logprobs(rows[half:])
         try:
             self._probe()
         except Exception as error:  # not this row's fault: no row would be scored, and all would be named too long
             raise self._failed("cannot go on", error) from error
-        return [NoLogprobs(f"its {rows[0].training_tokens:,} tokens, alone, do not fit in the memory of {self._name}")]
+        return NoLogprobs(f"its {row.training_tokens:,} tokens do not fit in the memory of {self._name}")
 
-    def _forward(self, rows: Sequence[Rendered]) -> list[np.ndarray | NoLogprobs]:
-        """Padded on the right and without a mask: no token looks ahead, so none sees the padding, whatever it holds.
-
-        A mask would take the square of the width and keep attention from its fast kernels.
-        """
+    def _forward(self, row: Rendered) -> np.ndarray:
         import torch
 
-        ids = [row.prompt_ids + row.completion_ids for row in rows]
-        width = max(map(len, ids))
-        tokens = torch.tensor([own + own[-1:] * (width - len(own)) for own in ids], device=self.device)
-        found: list[np.ndarray | NoLogprobs] = []
+        tokens = torch.tensor([row.prompt_ids + row.completion_ids], device=self.device)
+        start = len(row.prompt_ids)
         with torch.inference_mode():
             output = self._decoder(input_ids=tokens, use_cache=False)
-            hidden = output.last_hidden_state
-            for place, row in enumerate(rows):
-                start, stop = len(row.prompt_ids), len(ids[place])
-                found.append(self._gather(output, hidden[place, start - 1 : stop - 1], tokens[place, start:stop]))
-        return found
+            return self._gather(output, output.last_hidden_state[0, start - 1 : -1], tokens[0, start:])
 
     def _gather(self, output: Any, hidden: "torch.Tensor", targets: "torch.Tensor") -> np.ndarray:
         """Logprobs of `targets`, log-softmax in float32 over a bounded number of positions at a time."""

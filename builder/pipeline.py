@@ -4,11 +4,12 @@ Modules of a step are imported where the step runs: the client alone takes as lo
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from builder.claim import Claim, claimed, settings_of
 from builder.config import Recipe
 from builder.console import Reporter
 from builder.errors import BudgetError, EndpointError, ScoreError
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from builder.rewrite import RewriteResult
     from builder.score import ScoreResult
     from builder.selection import SelectionResult
+    from builder.selection_steps import Plan
     from builder.verify import VerifyResult
     from builder.wire import Wire
 
@@ -68,8 +70,11 @@ class Steps:
     limits: Limits = Limits()
     allow_code: bool = False
 
-    def everything(self) -> "Release":
-        """Every step in order; a selection that cannot run is refused before anything is paid."""
+    def everything(self) -> "Release | None":
+        """Every step in order; a selection that cannot run is refused before anything is paid.
+
+        One of several shards ends before the first step that needs all replies, without a release.
+        """
         from builder.code_rules import refuse_code
         from builder.decision import plan_selection
         from builder.quotas import check_domains
@@ -87,11 +92,31 @@ class Steps:
         if self.recipe.student is not None:
             self.score()
         self.verify()
+        if self.shard[1] > 1:
+            self._prepare(plan)
+            return None
         if has_pairs:
             self.pairs()
         if self.recipe.rewrite is not None:
             self.rewrite()
         return self.release(self.select())
+
+    def _prepare(self, plan: "Plan") -> None:
+        """What a selection computes for each reply, for those of this shard; then say how the run ends."""
+        from builder.code_rules import CodeFile
+        from builder.dedup import update_signatures
+        from builder.evidence import tables_of
+        from builder.features import update_features
+
+        with self.reporter.progress("select") as meter:
+            update_features(self.run, shard=self.shard, progress=meter.step)
+            files = [file for file in plan.files if not isinstance(file, CodeFile)]
+            if any("stg_duplicates" in tables_of(file) for file in files):
+                update_signatures(self.run, shard=self.shard, progress=meter.step)
+        index, count = self.shard
+        self.reporter.line(
+            f"shard {index} of {count} is done; when all {count} are, builder run without --shard selects and releases"
+        )
 
     def generate(self, *, strict: bool = True, forget_missing: bool = False) -> "tuple[Prompts, Tally]":
         """Ask what is missing. Raises EndpointError when requests kept failing, KeyboardInterrupt when interrupted.
@@ -101,6 +126,14 @@ class Steps:
         Sealed replies that the tables lack are a TableError; `forget_missing` lets them be paid for again.
         Without a teacher the prompts are read and nothing is asked, where no stage is made of replies.
         """
+        with self._alone("generate"):
+            return self._generate(strict=strict, forget_missing=forget_missing)
+
+    def _alone(self, step: str) -> AbstractContextManager[Claim]:
+        """Hold this shard of a step; living shards of it must come from a recipe that makes the same rows."""
+        return claimed(self.run, step, self.shard, settings=settings_of(self.recipe, step))
+
+    def _generate(self, *, strict: bool, forget_missing: bool) -> "tuple[Prompts, Tally]":
         from builder.generate import generate
         from builder.prompts import load_prompts, write_prompts
 
@@ -199,6 +232,10 @@ class Steps:
 
         Raises MixError where there is nothing to be had; the teacher's ability to go on is tried before anything else.
         """
+        with self._alone("mix"):
+            return self._mix(student, endpoint)
+
+    def _mix(self, student: Path, endpoint: str | None) -> "MixResult":
         from builder.continuation import continuing
         from builder.mix import open_checkpoint, prepare, served
         from builder.verify import verify
@@ -211,7 +248,7 @@ class Steps:
         with served(checkpoint, endpoint, mixing.questions[0]) as (url, name):
             self._send("rollouts", mixing.student_wire(url, name), mixing.rollout_requests())
         if "wrong" in policy.keep:
-            verify(self.run, shard=self.shard[0])
+            verify(self.run, shard=self.shard)
         rows = mixing.rows()
         self._send("continuations", teacher.wire, mixing.continuation_requests(rows))
         mixing.finish(rows)
@@ -248,18 +285,22 @@ class Steps:
         from builder.rescore import tokens_to_rescore
         from builder.score import score
 
-        self._budget().require(tokens_to_rescore(self.run, self.recipe), "rescoring by the teacher")
-        with self.reporter.progress("score") as meter:
-            result = score(self.run, self.recipe, shard=self.shard[0], retry=retry, progress=meter.update)
+        budget = self._budget()
+        with budget.spending(self.run, self.shard), self.reporter.progress("score") as meter:
+            budget.require(tokens_to_rescore(self.run, self.recipe, shard=self.shard), "rescoring by the teacher")
+            result = score(self.run, self.recipe, shard=self.shard, retry=retry, progress=meter.update)
         show_scored(self.reporter, result)
         self.run.event("score", asdict(result))
+        self._require_scores(result)
+        return result
+
+    def _require_scores(self, result: "ScoreResult") -> None:
         if result.nothing_scored and self.recipe.selection.needs_logprobs:
             raise ScoreError(
                 f"None of {sum(result.statuses.values()):,} replies could be scored, and this recipe selects by "
                 "divergence. The reasons stand above and in table scores; every reply is kept. Mend that, or select "
                 "without the student: selection.selector=random (or longest) and no rule score_missing."
             )
-        return result
 
     def verify(self, *, calibrate: bool = False) -> "VerifyResult":
         """Verify what has no verdict, and where the recipe has a judge, ask it about what no verifier could decide.
@@ -277,7 +318,7 @@ class Steps:
         from builder.verify import verify
 
         with self.reporter.progress("verify") as meter:
-            return verify(self.run, shard=self.shard[0], progress=meter.update)
+            return verify(self.run, shard=self.shard, progress=meter.update)
 
     def _judge(self, *, only_calibrate: bool) -> None:
         """Try the judge on known answers, then let it decide; nothing of it is asked where nothing is open.
@@ -289,7 +330,7 @@ class Steps:
         from builder.judge_calibration import calibrate, calibrate_pairs
         from builder.judge_show import show_calibration, show_judged, show_pairs
 
-        replies = None if only_calibrate else open_replies(self.run, self.recipe)
+        replies = None if only_calibrate else open_replies(self.run, self.recipe, shard=self.shard)
         if replies is None or not replies.is_empty():
             calibration = calibrate(self.run, self.recipe, self._ask_judge)
             show_calibration(self.reporter, self.recipe, calibration)
@@ -298,7 +339,7 @@ class Steps:
                 show_pairs(self.reporter, calibrate_pairs(self.run, self.recipe, self._ask_judge))
             calibration.require_trust()
         if replies is not None:
-            judged = judge(self.run, self.recipe, replies, self._ask_judge, shard=self.shard[0])
+            judged = judge(self.run, self.recipe, replies, self._ask_judge, shard=self.shard)
             show_judged(self.reporter, judged)
             self.run.event("judge", asdict(judged))
 
@@ -321,6 +362,10 @@ class Steps:
         Raises UsageError without section `preference` or `judge`, VerifyError for a judge that errs too often on known
         answers or pairs: then no pair is written. Raises as `_settle` besides, and TableError where there is no pair.
         """
+        with self._alone("pairs"):
+            return self._pairs()
+
+    def _pairs(self) -> "PairsResult":
         from builder.judge_calibration import calibrate, calibrate_pairs
         from builder.judge_show import show_calibration, show_pairs
         from builder.pairs import choose_pairs, judge_pairs, require_pair_trust
@@ -346,6 +391,10 @@ class Steps:
         Raises UsageError without section `rewrite`, TableError where there is nothing to rewrite, EndpointError where
         nothing is answered; as `_settle`, `score` and `verify` besides.
         """
+        with self._alone("rewrite"):
+            return self._rewrite()
+
+    def _rewrite(self) -> "RewriteResult":
         from builder.rewrite import choose_originals, rewrite
         from builder.rewrite_show import show_answers, show_rewritten
         from builder.rewrite_steps import rewrite_counts

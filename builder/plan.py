@@ -6,22 +6,19 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from builder import journal
+from builder.batch_config import FIRST_REQUESTS
 from builder.config import Recipe
 from builder.errors import SourceError
+from builder.plan_disk import disk_bytes
 from builder.plan_later import PairVotes, judged_on_top, pair_votes, quota_rows
 from builder.plan_rewrites import PlannedRewrites, planned_rewrites
 from builder.prompts import Prompts, load_prompts
 from builder.requests import Need, need
 from builder.resample import bounds
 from builder.rescore import tokens_to_rescore
+from builder.section import Prices
 from builder.stages import stages_with
 from builder.store import Run
-
-_JOURNAL_BYTES_PER_TOKEN = 24.0  # raw reply with logprobs, compressed; measured on vLLM bodies
-_RAW_BYTES = 200e6  # of the journal: a segment of raw replies that fills while the one before it is pruned
-_RAW_SHARE = 0.001  # raw replies that stay
-_TABLE_BYTES_PER_TOKEN = 6.4  # logprob, token id, token end and text, zstd Parquet
-_BYTES_WITHOUT_LOGPROBS = 6.0
 
 
 @dataclass(frozen=True)
@@ -38,12 +35,14 @@ class Plan:
     """Requests of a recipe and what the missing ones would cost. Nulls are unknown, not zero.
 
     `completion_tokens` are estimated from this run's replies, or from the given tokens a reply (`is_assumed`); without
-    either, only `at_most_tokens` is known. `hours` need a given rate. `mixed_at_most` rollouts of the student, and as
-    many continuations by the teacher, come on top with `builder mix`; the `rescored_tokens`, of stored replies that
-    the teacher reads again for their logprobs, with `builder score`. Rounds of `generation.until_correct` take at least
+    either, only `at_most_tokens` is known. `disk_bytes` are those of the whole run in the end, see `plan_disk`. `hours`
+    need a given rate. `mixed_at_most` rollouts of the student, and as many continuations by the teacher, come on top
+    with `builder mix`; the `rescored_tokens`, of stored replies that the teacher reads again for their logprobs, with
+    `builder score`. Rounds of `generation.until_correct` take at least
     `rounds_least` requests, which the estimates hold, and at most `rounds_most`: `…_most` are the estimates with those.
     `pair_votes` come on top with `builder pairs`, `rewrites` with `builder rewrite`. `quota_rows` are rows that
-    quotas ask for, by stage and domain.
+    quotas ask for, by stage and domain. `batches` is how many at least, where the teacher is asked in offline batches;
+    then USD are at their price.
     """
 
     prompts: int
@@ -68,6 +67,7 @@ class Plan:
     pair_votes: PairVotes | None = None
     quota_rows: dict[str, dict[str, int]] = field(default_factory=dict)
     rewrites: PlannedRewrites | None = None
+    batches: int | None = None
 
 
 def make_plan(
@@ -115,7 +115,8 @@ def make_plan(
         at_most_tokens=at_most,
         cost_usd=_cost(recipe, total, prompt_mean * missing),
         at_most_usd=_at_most_usd(recipe, at_most),
-        disk_bytes=_disk(recipe, total),
+        batches=_batches(recipe, missing),
+        disk_bytes=_disk(run, recipe, wanted.total + least, tokens),
         measured_replies=replies,
         warnings=warnings,
         hours=_hours(total, tokens_per_second),
@@ -223,26 +224,33 @@ def _measured(run: Run, recipe: Recipe) -> tuple[Interval | None, float, int]:
 
 
 def _cost(recipe: Recipe, tokens: Interval | None, prompt_tokens: float) -> Interval | None:
-    prices = recipe.require_teacher().prices
+    prices = _prices(recipe)
     if prices is None or tokens is None:
         return None
     base = prompt_tokens * prices.input / 1e6
     return Interval(*(base + value * prices.output / 1e6 for value in (tokens.value, tokens.low, tokens.high)))
 
 
+def _prices(recipe: Recipe) -> Prices | None:
+    """The teacher's, those of its batches where requests go in such."""
+    teacher = recipe.require_teacher()
+    return teacher.prices.times(teacher.batch.price_factor) if teacher.prices and teacher.batch else teacher.prices
+
+
+def _batches(recipe: Recipe, missing: int) -> int | None:
+    """Batches that so many requests take at least: a small first one proves the endpoint, file sizes may ask more."""
+    batch = recipe.require_teacher().batch
+    if batch is None:
+        return None
+    first = min(missing, FIRST_REQUESTS, batch.max_requests)
+    return math.ceil(first / FIRST_REQUESTS) + math.ceil((missing - first) / batch.max_requests)
+
+
 def _at_most_usd(recipe: Recipe, tokens: int) -> float | None:
-    prices = recipe.require_teacher().prices
+    prices = _prices(recipe)
     return tokens * prices.output / 1e6 if prices else None
 
 
-def _disk(recipe: Recipe, tokens: Interval | None) -> Interval | None:
-    if tokens is None:
-        return None
-    table, raw = _TABLE_BYTES_PER_TOKEN, _JOURNAL_BYTES_PER_TOKEN
-    if not recipe.generation.logprobs:
-        table = raw = _BYTES_WITHOUT_LOGPROBS / 2
-    sizes = (
-        number * table + min(number * raw, _RAW_BYTES + number * raw * _RAW_SHARE)
-        for number in (tokens.value, tokens.low, tokens.high)
-    )
-    return Interval(*sizes)
+def _disk(run: Run, recipe: Recipe, replies: int, tokens: Interval | None) -> Interval | None:
+    """With so many replies in the end, those that are here among them."""
+    return Interval(*disk_bytes(run, recipe, replies, (tokens.value, tokens.low, tokens.high))) if tokens else None

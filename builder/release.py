@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import yaml
 from builder.card import render_card
 from builder.card_plots import card_plots
 from builder.config import Recipe
+from builder.console import Progress
 from builder.decision import plan_selection
 from builder.errors import HubError, ReleaseError
 from builder.release_files import Written, file_entry, ids_of, put_config, put_text, sync_folders
@@ -34,8 +35,6 @@ from builder.withdrawal import withdrawn, without
 
 _VERSION = re.compile(r"v([1-9][0-9]*)")
 _WORK = re.compile(r"\.release-[0-9a-f]{32}")
-Progress = Callable[[str, int, int], None]
-"""Gets the name of a step, the rows done and their number."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,7 @@ def _write(
         same = _says_the_same(parent.manifest, recipe, schedule, held, listed, ids)
         if same and not _is_taken(recipe, parent):
             return Release(parent.path, parent.manifest, is_new=False)
+    progress("statistics and card", 0, None)
     _write_texts(root, recipe, sql, ids)
     told = manifest_of(run, kept, recipe, selected, sql, ids)
     for plot, svg in card_plots(told["statistics"]).items():
@@ -255,7 +255,7 @@ def _write_configs(
     def before(config: str, key: str) -> list[str]:
         return ids_of(parent.path, _files(parent, config), key) if parent else []
 
-    for config in configs(run, recipe, before, work):
+    for config in configs(run, recipe, before, work, progress):
         if config.stage is not None and config.rows == 0:
             raise ReleaseError(
                 f"Stage {config.name!r} has no rows, so it cannot be released: a trainer would skip it in silence. "

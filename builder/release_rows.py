@@ -8,6 +8,7 @@ import polars as pl
 import pyarrow as pa
 
 from builder.config import Recipe, Stage, Student
+from builder.console import Progress
 from builder.errors import ReleaseError
 from builder.gather import Gathered
 from builder.release_held_out import HELD_OUT, TRAIN, sides
@@ -43,13 +44,16 @@ class Config:
     held_out: frozenset[str] = frozenset()
 
 
-def configs(run: Run, recipe: Recipe, before: Before, folder: Path) -> Iterator[Config]:
+def configs(
+    run: Run, recipe: Recipe, before: Before, folder: Path, progress: Progress = lambda *_: None
+) -> Iterator[Config]:
     """Configs of the stages in training order, a split at a time, then `candidates` where there are any, then
     `logprobs` where asked for.
 
     Rows that the version before holds stay in its order and new ones follow by id, so that a file grows at its end.
     Only what is not text is in memory at once; texts are gathered by way of `folder`. To be read one after the other.
     """
+    progress("join rows", 0, None)
     bare = answers_only(run, recipe)
     staged = [
         (name, split, stage, _marked(index, bare.get(name, [])))
@@ -62,7 +66,8 @@ def configs(run: Run, recipe: Recipe, before: Before, folder: Path) -> Iterator[
             wanted[f"{name}/{split}"] = index["response_id"]
         elif stage.kind == "reward":
             wanted |= {f"{name}/{split}:{which}": index[f"{which}_id"] for which in ("chosen", "rejected")}
-    texts = Gathered(run, "responses", ["prompt_id", "reasoning", "answer"], wanted, folder)
+    columns = ["prompt_id", "reasoning", "answer"]
+    texts = Gathered(run, "responses", columns, wanted, folder, lambda *far: progress("gather texts", *far))
     prompts = run.read("prompts", ["prompt_id", "messages"]).rename({"messages": "prompt"})
     for name, split, stage, index in staged:
         schema = RELEASE_KINDS[stage.kind]
@@ -78,7 +83,7 @@ def configs(run: Run, recipe: Recipe, before: Before, folder: Path) -> Iterator[
         tables = (_cast(_with_prompts(part, prompts, None), RELEASE_CANDIDATES) for part in rows)
         yield Config("candidates", RELEASE_CANDIDATES, candidates.height, tables)
     if recipe.release.logprobs:
-        yield _logprobs(run, before, folder)
+        yield _logprobs(run, before, folder, lambda *far: progress("gather logprobs", *far))
 
 
 def _staged(run: Run, recipe: Recipe, before: Before) -> Iterator[tuple[str, str, Stage, pl.DataFrame]]:
@@ -234,13 +239,14 @@ def _candidate_index(run: Run, recipe: Recipe) -> pl.DataFrame:
     return frame.select(_beyond(RELEASE_CANDIDATES, "prompt", "reasoning", "answer")).collect()
 
 
-def _logprobs(run: Run, before: Before, folder: Path) -> Config:
+def _logprobs(run: Run, before: Before, folder: Path, progress: Callable[[int, int], None]) -> Config:
     """Teacher logprobs of the selected replies."""
     kept = run.scan("selection").filter(pl.col("kind") == "sft").select(response_id="grain_id").unique()
     held = run.scan("logprobs").select("response_id").join(kept, on="response_id", how="semi").collect()
     ids = _in_order(held, "response_id", before("logprobs", "response_id"))["response_id"]
     schema = run.schema("logprobs")
-    rows = Gathered(run, "logprobs", [name for name in schema.names if name != "response_id"], {"": ids}, folder)
+    columns = [name for name in schema.names if name != "response_id"]
+    rows = Gathered(run, "logprobs", columns, {"": ids}, folder, progress)
     return Config("logprobs", schema, len(ids), (_cast(part, schema) for part in rows.of("")))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from builder.batch_config import price_factor_of
 from builder.config import Recipe
 from builder.identity import response_id
 from builder.journal import Stored
@@ -20,7 +21,7 @@ def reply_rows(recipe: Recipe, stored: Stored, reply: Reply) -> tuple[dict[str, 
     teacher = recipe.require_teacher() if attempt.role in _OF_TEACHER else None  # for prices and logprobs mode
     priced = {"judge": recipe.judge, "rewrite": recipe.rewrite}.get(attempt.role, teacher)
     identity = response_id(attempt.request_key, finish_reason=reply.finish_reason, max_tokens=attempt.max_tokens)
-    prices = priced.prices if priced else None
+    prices = priced.prices.times(price_factor_of(attempt.endpoint)) if priced and priced.prices else None
     cost = (
         (prices.input * (reply.prompt_tokens or 0) + prices.output * (reply.completion_tokens or 0)) / 1e6
         if prices

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 from builder.config import Recipe
+from builder.console import Progress
 from builder.errors import ReleaseError, TableError, UsageError
 from builder.models import student_id
 from builder.published import Published, database, open_published
@@ -86,10 +87,13 @@ class Report:
         return int(self.data["index"]["size"])
 
 
-def collect(run: Run, recipe: Recipe, comparison: "Comparison | None" = None) -> Report:
+def collect(
+    run: Run, recipe: Recipe, comparison: "Comparison | None" = None, *, progress: Progress = lambda *_: None
+) -> Report:
     """Read a run. Raises UsageError where there is none, TableError where it holds no replies or a damaged table."""
     if not run.root.is_dir():
         raise UsageError(f"There is no run at {run.root}; builder generate makes it, or name another with --run.")
+    progress("count replies", 0, None)
     size = counts(run)
     if not size.replies:
         what = "Run builder generate first." if recipe.teacher else "Its recipe names no teacher to ask."
@@ -102,8 +106,10 @@ def collect(run: Run, recipe: Recipe, comparison: "Comparison | None" = None) ->
     staged = {**staging_variables(recipe), "student_id": student}
     selection = recipe.selection
     variables: dict[str, Value] = {"seed": recipe.generation.seed, **selection.params}
+    progress("read replies", 0, None)
     with replies_of_run(run, staged, float(selection.params.get("teacher_margin", _MARGIN))) as replies:
-        counted = _counted(replies, recipe.name, selection.selector, selection.keep, variables, student)
+        counted = _counted(replies, recipe.name, selection.selector, selection.keep, variables, student, progress)
+    progress("selection and releases", 0, None)
     return Report(
         name=recipe.name,
         kind="run",
@@ -126,13 +132,14 @@ def collect(run: Run, recipe: Recipe, comparison: "Comparison | None" = None) ->
     )
 
 
-def collect_release(dataset: str) -> Report:
+def collect_release(dataset: str, *, progress: Progress = lambda *_: None) -> Report:
     """Read a release directory or `org/name@vN`. Raises UsageError, ReleaseError, and TableError where its data lack
     what this version reads."""
+    progress("open the release", 0, None)
     published = open_published(dataset)
     manifest = read_manifest(published.root)
     try:
-        return _release_report(published, manifest)
+        return _release_report(published, manifest, progress)
     except (KeyError, TypeError, AttributeError) as error:
         raise ReleaseError(
             f"The manifest of {published.source} cannot be reported ({type(error).__name__}: {error}): it is not as "
@@ -140,13 +147,14 @@ def collect_release(dataset: str) -> Report:
         ) from error
 
 
-def _release_report(published: Published, manifest: Mapping[str, Any]) -> Report:
+def _release_report(published: Published, manifest: Mapping[str, Any], progress: Progress) -> Report:
     selection, student = manifest["selection"], manifest["student"] or {}
     params: dict[str, Value] = {"seed": manifest["seed"], **(selection.get("params") or {})}
     configs = {entry["stage"]: entry["config"] for entry in manifest["schedule"] if entry["kind"] == "sft"}
     name = f"{published.repo}@{manifest['version']}" if published.repo else published.source
+    progress("read replies", 0, None)
     with replies_of_release(database(published), configs, float(params.get("teacher_margin", _MARGIN))) as replies:
-        counted = _counted(replies, name, selection["selector"], selection["keep"], params, None)
+        counted = _counted(replies, name, selection["selector"], selection["keep"], params, None, progress)
         size = _counts_of_release(replies)
         policies: dict[str, dict[str, int]] = {}
         for row in replies.ask(
@@ -179,15 +187,28 @@ def _release_report(published: Published, manifest: Mapping[str, Any]) -> Report
 
 
 def _counted(
-    replies: Replies, name: str, selector: str, keep: int, variables: Mapping[str, Value], student: str | None
+    replies: Replies,
+    name: str,
+    selector: str,
+    keep: int,
+    variables: Mapping[str, Value],
+    student: str | None,
+    progress: Progress,
 ) -> dict[str, Any]:
     """What both kinds of page count from table `replies`."""
     (size,) = replies.ask("select count(*) as replies, count(distinct prompt_id) as prompts from replies")
-    compared = selectors(replies, selector, keep, variables)
+    compared = selectors(replies, selector, keep, variables, progress)
     room = max(_LEAST_ROOM, _ROOM - _ROW * min(size["replies"], INDEXED))
+    progress("texts for the lens", 0, None)
     sampled = samples(replies, room, has_ranks=any(one.selector == selector for one in compared))
+    progress("pass rates", 0, None)
     rates = pass_rates(replies)
+    progress("sentences by place", 0, None)
     by_place = places(replies, student) if replies.of_run and student else []
+    sure = confidences(replies, student) if replies.of_run and student else []
+    drawn = distributions(replies, progress)
+    progress("index", 0, None)
+    listed = index(replies, sampled.ids)
     return {
         "margin": replies.margin,
         "counted_at": replies.counted_at,
@@ -195,8 +216,8 @@ def _counted(
         "outcomes": tuple(outcomes(replies)),
         "selectors": tuple(compared),
         "keep": keep,
-        "distributions": (*distributions(replies), *([rates] if rates else [])),
-        "confidences": tuple(confidences(replies, student)) if replies.of_run and student else (),
+        "distributions": (*drawn, *([rates] if rates else [])),
+        "confidences": tuple(sure),
         "places": tuple(by_place),
         "provenance": provenance(by_place),
         "throughput": throughput(replies),
@@ -208,7 +229,7 @@ def _counted(
             "selector": selector,
             "keep": keep,
             "candidates": size["replies"],
-            "index": index(replies, sampled.ids),
+            "index": listed,
             "prompts": sampled.prompts,
             "replies": sampled.replies,
         },

@@ -53,8 +53,14 @@ def report(
 
             other = other_recipe(context.path, context.overrides, against, changes or [])
             folder = context.steps.recipe_dir
-            compared = compare_recipes(context.run, context.recipe, folder, other, allow_code=allow_code)
-        path = write_report(collect(context.run, context.recipe, compared), out or context.run.report)
+            with context.reporter.progress("compare") as meter:
+                compared = compare_recipes(
+                    context.run, context.recipe, folder, other, allow_code=allow_code, progress=meter.step
+                )
+        with context.reporter.progress("report") as meter:
+            found = collect(context.run, context.recipe, compared, progress=meter.step)
+            meter.step("write the page", 0)
+            path = write_report(found, out or context.run.report)
         context.reporter.line(f"report: {path}")
         context.reporter.result({"report": str(path)})
 
@@ -65,7 +71,10 @@ def _write_release(dataset: str, out: Path | None, *, as_json: bool, quiet: bool
     from builder.report_page import write_report
 
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    path = write_report(collect_release(dataset), out or Path("report.html"))
+    with reporter.progress("report") as meter:
+        found = collect_release(dataset, progress=meter.step)
+        meter.step("write the page", 0)
+        path = write_report(found, out or Path("report.html"))
     reporter.line(f"report: {path}")
     reporter.result({"report": str(path)})
     reporter.finish()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from builder.charts import shared_bins
+from builder.console import Progress
 from builder.report_replies import Replies
 
 _DOMAINS: Final = 6
@@ -97,14 +98,17 @@ class Distribution:
     labels: tuple[str, ...] = ()
 
 
-def distributions(replies: Replies) -> list[Distribution]:
+def distributions(replies: Replies, progress: Progress = lambda *_: None) -> list[Distribution]:
     """Lengths, divergence, repetition, probability of the teacher's replies; what no reply has is left out."""
     found = replies.ask(
         "select domain from replies where role = 'teacher' group by domain order by count(*) desc, domain limit ?",
         [_DOMAINS],
     )
     domains = [row["domain"] for row in found]
-    made = (_distribution(replies, name, domains) for name in _MEASURED)
+    made = []
+    for place, name in enumerate(_MEASURED):
+        progress(f"distribution of {name}", place, len(_MEASURED))
+        made.append(_distribution(replies, name, domains))
     return [one for one in made if one is not None]
 
 

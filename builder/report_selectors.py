@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from builder.console import Progress
 from builder.report_replies import Replies
 from builder.rules import catalogue
 from builder.sqlfile import Value
@@ -61,7 +62,9 @@ class Chosen:
     overlap: float | None
 
 
-def selectors(replies: Replies, used: str, keep: int, variables: Mapping[str, Value]) -> list[Chosen]:
+def selectors(
+    replies: Replies, used: str, keep: int, variables: Mapping[str, Value], progress: Progress = lambda *_: None
+) -> list[Chosen]:
     """The compared selectors and, where it is a packaged one, the recipe's own, over the survivors of today's
     rejections. Those that read scores are left out where nothing is scored; none where nothing survives."""
     (size,) = replies.ask("select count(*) as survivors, count(teacher_counts) as scored from replies where ranks")
@@ -72,6 +75,7 @@ def selectors(replies: Replies, used: str, keep: int, variables: Mapping[str, Va
         names = [name for name in names if name not in _SCORED]
     found = []
     for place, name in enumerate(names):
+        progress(f"selector {name}", place, len(names))
         table = f"ranked_{place}"
         replies.rank(name, variables, table)
         row: dict[str, Any] = replies.ask_named(_CHOSEN.format(table=table, first="ranked_0"), {"keep": keep})[0]

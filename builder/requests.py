@@ -7,6 +7,7 @@ from typing import Any
 from builder.config import Generation, Recipe
 from builder.identity import Message, RequestKeys, normalize_messages
 from builder.prompts import Prompts
+from builder.shards import in_shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def requests(recipe: Recipe, prompts: Prompts, *, shard: tuple[int, int] = (0, 1
     generation = recipe.generation
     for row in prompts.rows:
         prompt = row["prompt_id"]
-        if not _in_shard(prompt, shard):
+        if not in_shard(prompt, shard):
             continue
         messages = messages_of(generation, row["messages"])
         for temperature, sample_index, seed, key in keys.of(prompt, messages):
@@ -82,13 +83,8 @@ def _keys(recipe: Recipe) -> RequestKeys:
 
 def total(recipe: Recipe, prompts: Prompts, *, shard: tuple[int, int] = (0, 1)) -> int:
     """Requests of a shard in all, counted without computing a key."""
-    rows = sum(_in_shard(row["prompt_id"], shard) for row in prompts.rows)
+    rows = sum(in_shard(row["prompt_id"], shard) for row in prompts.rows)
     return rows * len(recipe.generation.temperatures) * recipe.generation.samples
-
-
-def _in_shard(prompt: str, shard: tuple[int, int]) -> bool:
-    index, count = shard
-    return count == 1 or int(prompt[:8], 16) % count == index
 
 
 def satisfied(stored: dict[bytes, int], request: Request) -> bool:
@@ -120,7 +116,7 @@ def need(
     paid = 0
     for row in prompts.rows:
         prompt = row["prompt_id"]
-        if _in_shard(prompt, shard) and (answered is None or prompt in answered):
+        if in_shard(prompt, shard) and (answered is None or prompt in answered):
             asked = keys.of(prompt, messages_of(generation, row["messages"]))
             for _, _, _, key in asked:
                 paid += _answers(stored.get(key), generation.max_tokens)

@@ -5,10 +5,8 @@ With one number of samples for every prompt, dropping wrong answers leaves the e
 decided by what is stored and judged alone, so a call that was killed goes on where it was, and nothing is paid twice.
 """
 
-import fcntl
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from itertools import count, groupby
 from typing import Any, Literal
@@ -59,15 +57,14 @@ def resample(
 ) -> tuple[Resampled, Tally]:
     """Ask again until every prompt of the shard has its correct replies, its most samples, or the budget ends.
 
-    `ask(name, requests)` sends a round, `verify()` gives every reply its verdict, `say` gets one line a round. The
-    first `generation.samples` of each prompt and temperature are asked already. Returns the counts and what the rounds
-    did in all; where that says that a round was interrupted or failed, the counts are those before it.
+    `ask(name, requests)` sends a round, `verify()` gives the shard's replies their verdicts, `say` gets a line a
+    round. The first `generation.samples` of each prompt and temperature are asked already. Returns the counts and what
+    the rounds did in all; where that says that a round was interrupted or failed, the counts are those before it.
     """
     rounds = _Rounds(run, recipe, prompts, shard)
     done = Tally()
     for number in count(2):
-        with _alone(run):
-            verify()
+        verify()
         wanted = rounds.next()
         if not wanted or done.limit is not None:
             return rounds.result(number - 2, done.limit), done
@@ -224,12 +221,3 @@ def _outcome(request: Request, stored: dict[bytes, int], opinions: dict[str, Out
 def _can_be_told(recipe: Recipe, row: dict[str, Any]) -> bool:
     """Whether the prompt has a gold that a verifier, or the recipe's judge, compares answers with."""
     return bool(row["gold"]) and (row["verifier"] not in (None, JUDGE) or recipe.judge is not None)
-
-
-@contextmanager
-def _alone(run: Run) -> Iterator[None]:
-    """Wait until no other shard verifies: two would write a reply's verdict twice, and pay a judge twice for it."""
-    run.journal_dir.mkdir(parents=True, exist_ok=True)
-    with (run.journal_dir / "verify.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # goes with the file, however the process ends
-        yield

@@ -21,6 +21,7 @@ from builder.prefix import Prefix
 from builder.requests import messages_of
 from builder.scoring_server import TEST_TEXT, Outcome, ProofText, ScoringServer
 from builder.section import Endpoint
+from builder.shards import Shard, of_shard, rows_of
 from builder.store import Run, columns_table
 from builder.student import NoLogprobs
 from builder.text import THINK_CLOSE, THINK_OPEN
@@ -64,7 +65,7 @@ class _Shown:
     ends: np.ndarray
 
 
-def rescorable(run: Run, recipe: Recipe) -> "pl.DataFrame":
+def rescorable(run: Run, recipe: Recipe, *, shard: Shard = (0, 1)) -> "pl.DataFrame":
     """Ids of the teacher's own replies that have no logprobs and were not rescored; none unless the recipe asks."""
     import polars as pl  # here and below: `generate` imports this module and does without
 
@@ -75,35 +76,37 @@ def rescorable(run: Run, recipe: Recipe) -> "pl.DataFrame":
         & pl.col("logprobs_mode").is_null()
         & (pl.col("prefix_chars") == 0)
         & (pl.col("reasoning").is_not_null() | pl.col("answer").is_not_null())
+        & of_shard(shard)
     )
     return (
-        replies.join(run.scan("prompts"), on="prompt_id", how="semi")
+        replies.join(rows_of(run, "prompts", ["prompt_id"]).lazy(), on="prompt_id", how="semi")
         .select("response_id")
-        .join(run.scan("logprobs").select("response_id"), on="response_id", how="anti")
+        .join(rows_of(run, "logprobs", ["response_id"]).lazy(), on="response_id", how="anti")
         .unique()
         .collect()
     )
 
 
-def tokens_to_rescore(run: Run, recipe: Recipe) -> int:
+def tokens_to_rescore(run: Run, recipe: Recipe, *, shard: Shard = (0, 1)) -> int:
     """Tokens of prompts and replies that `rescore` would send now, by the endpoint's own counts.
 
     Where there are none, as for imported replies, a byte counts as a token: the most that it can be.
     """
     import polars as pl
 
-    replies = run.scan("responses").join(rescorable(run, recipe).lazy(), on="response_id", how="semi")
+    replies = run.scan("responses").join(rescorable(run, recipe, shard=shard).lazy(), on="response_id", how="semi")
     asked = pl.col("messages").list.eval(pl.element().struct.field("content").str.len_bytes()).list.sum()
     written = pl.sum_horizontal(pl.col("reasoning", "answer").str.len_bytes())
     tokens = pl.coalesce("prompt_tokens", asked) + pl.coalesce("completion_tokens", written)
-    return int(replies.join(run.scan("prompts"), on="prompt_id").select(tokens.sum()).collect().item() or 0)
+    prompts = rows_of(run, "prompts", ["prompt_id", "messages"]).lazy()
+    return int(replies.join(prompts, on="prompt_id").select(tokens.sum()).collect().item() or 0)
 
 
 def _chunks(run: Run, replies: "pl.DataFrame") -> Iterator[list[dict[str, Any]]]:
     """Texts, messages and prompt tokens of these replies, part by part: all of them may be more than memory holds."""
     import polars as pl
 
-    prompts = run.scan("prompts").select("prompt_id", "messages")
+    prompts = rows_of(run, "prompts", ["prompt_id", "messages"]).lazy()
     for part in run.parts("responses"):
         rows = pl.scan_parquet(part, glob=False).join(replies.lazy(), on="response_id", how="semi")
         wanted = rows.select("response_id", "prompt_id", "reasoning", "answer", "prompt_tokens")
@@ -133,7 +136,7 @@ def rescore(
     recipe: Recipe,
     replies: "pl.DataFrame",
     *,
-    shard: int = 0,
+    shard: Shard = (0, 1),
     progress: Callable[[int, int], None] | None = None,
 ) -> Rescored:
     """Rescore `replies` (those of `rescorable`), chunk by chunk: each is stored before the next is paid.
@@ -150,7 +153,7 @@ def rescore(
     for chunk in _chunks(run, replies):
         rows, sent = asyncio.run(_chunk(servers, wire, table, chunk))
         stored = [row for row in rows if row["align_detail"] is not None]
-        run.append("logprobs", columns_table("logprobs", stored), shard=shard)
+        run.append("logprobs", columns_table("logprobs", stored), shard=shard[0])
         done += len(stored)
         failed += sum(row["align_detail"].startswith(_NOT) for row in stored)
         tokens += sent

@@ -9,6 +9,7 @@ from typing import Any, Final
 import polars as pl
 
 from builder.config import Recipe
+from builder.console import Progress
 from builder.decision import decide, plan_selection, prepare
 from builder.errors import TableError, UsageError
 from builder.identity import order_key
@@ -54,6 +55,7 @@ def export_rows(
     sample: int | None = None,
     with_decided: bool = False,
     allow_code: bool = False,
+    progress: Progress = lambda *_: None,
 ) -> Exported:
     """Write the rows that stages of kind sft would take, were it not for rule review_missing, for people to decide.
 
@@ -64,7 +66,7 @@ def export_rows(
     kind = kind_of(path)
     if path.exists():
         raise UsageError(f"{path} exists, and people may have decided in it. Import or move it, or name another file.")
-    stages = _selected(run, recipe, recipe_dir, allow_code=allow_code)
+    stages = _selected(run, recipe, recipe_dir, progress, allow_code=allow_code)
     if not stages:
         raise TableError("Nothing would be selected by a stage of kind sft, so there is nothing to review.")
     reviews = {row["response_id"]: row for row in run.read("reviews").iter_rows(named=True)}
@@ -131,12 +133,14 @@ def _torn(decided: Sequence[Decided]) -> list[str]:
     return found
 
 
-def _selected(run: Run, recipe: Recipe, recipe_dir: Path | None, *, allow_code: bool) -> dict[str, str]:
+def _selected(
+    run: Run, recipe: Recipe, recipe_dir: Path | None, progress: Progress, *, allow_code: bool
+) -> dict[str, str]:
     """Replies that stages of kind sft would take, in their order, each with its first stage."""
     before = without_rules(recipe, ("review_missing",))
     plan = plan_selection(before, recipe_dir, mixed=is_mixed(run, before))
-    prepare(run, before, plan, allow_code=allow_code)
-    decided = decide(run, before, plan, allow_code=allow_code, counts=False).tables["selection_rows"]
+    prepare(run, before, plan, allow_code=allow_code, progress=progress)
+    decided = decide(run, before, plan, allow_code=allow_code, counts=False, progress=progress).tables["selection_rows"]
     found: dict[str, str] = {}
     for row in decided.select(["grain_id", "stage", "kind"]).to_pylist():
         if row["kind"] == "sft":

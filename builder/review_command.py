@@ -37,15 +37,17 @@ def _export(context: Context, path: Path, sample: int | None, *, decided: bool) 
     from builder.review import export_rows
 
     steps = context.steps
-    found = export_rows(
-        context.run,
-        context.recipe,
-        path,
-        recipe_dir=steps.recipe_dir,
-        sample=sample,
-        with_decided=decided,
-        allow_code=steps.allow_code,
-    )
+    with context.reporter.progress("review") as meter:
+        found = export_rows(
+            context.run,
+            context.recipe,
+            path,
+            recipe_dir=steps.recipe_dir,
+            sample=sample,
+            with_decided=decided,
+            allow_code=steps.allow_code,
+            progress=meter.step,
+        )
     context.reporter.line(f"review: {found.rows:,} of {found.selected:,} rows that would be selected → {path}")
     if found.decided:
         context.reporter.line(f"  {found.decided:,} have a decision" + ("" if decided else " and were left out"))

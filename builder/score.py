@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Final
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from builder.candidate import Candidate, StudentModel, candidate_of, teacher_bytes
+from builder.claim import claimed, settings_of
 from builder.config import Recipe, Student
 from builder.divergence import Divergence, divergence
 from builder.endpoint_student import EndpointStudent
@@ -21,7 +22,8 @@ from builder.local_student import LocalStudent
 from builder.models import quantisation, student_id
 from builder.rescore import Rescored, rescorable, rescore, rescored_ids
 from builder.schema import CANDIDATE_ROLES
-from builder.store import Run, columns_table, write_parquet
+from builder.shards import Shard, drop_rows, of_shard, rows_of
+from builder.store import Run, columns_table
 from builder.student import NoLogprobs
 from builder.tokens import sentence_of_spans
 from builder.windows import Windowed
@@ -35,7 +37,8 @@ _BLOCK_BYTES: Final = 64_000_000
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """Replies scored now; statuses of all replies of this student, and the most frequent reason for each but `ok`.
+    """Replies of the shard scored now; statuses of all replies of this student, and the most frequent reason for each
+    but `ok`.
 
     `notes` counts replies that are scored but not as usual: in windows, by a rescoring teacher, a quantised student.
     """
@@ -57,7 +60,7 @@ def score(
     run: Run,
     recipe: Recipe,
     *,
-    shard: int = 0,
+    shard: Shard = (0, 1),
     student: StudentModel | None = None,
     retry: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -68,25 +71,38 @@ def score(
     paid, once a reply. `retry` asks again about what a server did not give before, and it alone: replies that are
     `no_student_logprobs`, and those that could not be rescored.
     Raises ScoreError when the student cannot be loaded, or its endpoint goes away; what is scored by then is kept.
-    What cannot be scored gets a named status, never a number.
+    ShardBusy where another process scores this shard. What cannot be scored gets a named status, never a number.
     """
+    with claimed(run, "score", shard, settings=settings_of(recipe, "score")):
+        return _score(run, recipe, shard, student, progress, retry=retry)
+
+
+def _score(
+    run: Run,
+    recipe: Recipe,
+    shard: Shard,
+    student: StudentModel | None,
+    progress: Callable[[int, int], None] | None,
+    *,
+    retry: bool,
+) -> ScoreResult:
     identity = student_id(recipe.require_student())
-    if retry:
-        _drop(run, "logprobs", rescored_ids(run, failed=True) if recipe.require_teacher().rescore else set())
-    unscored = rescorable(run, recipe)
+    if retry and recipe.require_teacher().rescore:
+        _drop(run, "logprobs", _ours(run, rescored_ids(run, failed=True), shard))
+    unscored = rescorable(run, recipe, shard=shard)
     rescored = Rescored()
     if unscored.height:  # the student first: it may be at fault, and costs nothing
         student = student or _loaded(recipe.require_student())
         rescored = rescore(run, recipe, unscored, shard=shard, progress=progress)
-    if outdated := _outdated(run, identity, retry):
+    if outdated := _ours(run, _outdated(run, identity, retry), shard):
         student = student or _loaded(recipe.require_student())
         _drop(run, "scores", outdated, identity)
-    missing = _missing(run, identity)
+    missing = _missing(run, identity, shard)
     if missing.height:
         student = student or _loaded(recipe.require_student())
         quantised = quantisation(recipe.require_student())
         pieces = cache(partial(teacher_bytes, recipe.require_teacher()))
-        prompts = {row["prompt_id"]: row["messages"] for row in run.read("prompts").iter_rows(named=True)}
+        prompts = dict(rows_of(run, "prompts", ["prompt_id", "messages"]).iter_rows())
         stored = run.scan("sentences").filter(pl.col("student_id") == identity).select("response_id").collect()
         written = set(stored["response_id"].to_list())  # by a call that ended before it wrote their scores
         done = 0
@@ -96,13 +112,13 @@ def score(
             if quantised:
                 _note(candidates, f"student: its weights are quantised ({quantised})")
             known = [candidate for candidate in candidates if candidate.left is None]
-            _write(run, identity, known, found, written, shard)
+            _write(run, identity, known, found, written, shard[0])
             done += len(known)
             if progress:
                 progress(done, missing.height)
             _go_on(candidates, done, missing.height)
-    of_student = run.scan("scores").filter(pl.col("student_id") == identity)
-    counted = of_student.group_by("status", "status_detail").len().sort("len", "status_detail").collect()
+    of_student = rows_of(run, "scores", ["student_id", "status", "status_detail"]).filter(student_id=identity)
+    counted = of_student.group_by("status", "status_detail").len().sort("len", "status_detail")
     statuses: Counter[str] = Counter()
     reasons: dict[str, str] = {}
     for status, detail, number in counted.iter_rows():
@@ -139,40 +155,52 @@ def _outdated(run: Run, identity: str, retry: bool) -> set[str]:
 
     With `retry`, also those for which the student's server gave none: it may give them now.
     """
-    scores = run.scan("scores").filter(pl.col("student_id") == identity).select("response_id", "status").collect()
+    scores = rows_of(run, "scores", ["response_id", "student_id", "status"]).filter(student_id=identity)
     found = set(scores.filter(pl.col("status") == "no_student_logprobs")["response_id"].to_list()) if retry else set()
     without = set(scores.filter(pl.col("status") == "no_teacher_logprobs")["response_id"].to_list())
     return found | (without & rescored_ids(run) if without else set())
 
 
+def _ours(run: Run, ids: set[str], shard: Shard) -> set[str]:
+    """Those of the replies that the shard holds."""
+    if not ids or shard[1] == 1:
+        return ids
+    replies = run.scan("responses").filter(of_shard(shard)).select("response_id").collect()
+    return ids & set(replies["response_id"].to_list())
+
+
 def _drop(run: Run, table: str, ids: set[str], identity: str | None = None) -> None:
-    """Take the rows of these replies out of a table, those of one student where it is named; part by part, by rename.
+    """Take the rows of these replies out of a table, those of one student where it is named.
 
     A reply counts as scored by the row that it has: no reader meets two.
     """
-    for part in run.parts(table) if ids else []:
-        rows = pq.read_table(part)
+
+    def gone(rows: pa.Table) -> list[bool]:
         students = rows["student_id"].to_pylist() if identity else [None] * rows.num_rows
         named = zip(rows["response_id"].to_pylist(), students, strict=True)
-        stays = [response not in ids or student != identity for response, student in named]
-        if not all(stays):
-            write_parquet(rows.filter(pa.array(stays)), part)
+        return [response in ids and student == identity for response, student in named]
+
+    if ids:
+        drop_rows(run, table, gone, ["response_id", "student_id"] if identity else ["response_id"])
 
 
-def _missing(run: Run, identity: str) -> pl.DataFrame:
-    """Ids of replies without a score for this student."""
-    scored = run.scan("scores").filter(pl.col("student_id") == identity).select("response_id")
-    replies = run.scan("responses").filter(pl.col("role").is_in(CANDIDATE_ROLES))
-    wanted = replies.join(run.scan("prompts"), on="prompt_id", how="semi").select("response_id")
-    return wanted.join(scored, on="response_id", how="anti").unique().collect()
+def _missing(run: Run, identity: str, shard: Shard) -> pl.DataFrame:
+    """Replies of the shard without a score for this student: response_id, and the part that each stands in."""
+    scored = rows_of(run, "scores", ["response_id", "student_id"]).filter(student_id=identity)
+    prompts = rows_of(run, "prompts", ["prompt_id"])
+    replies = run.scan("responses", paths_as="part").filter(pl.col("role").is_in(CANDIDATE_ROLES) & of_shard(shard))
+    wanted = replies.join(prompts.lazy(), on="prompt_id", how="semi").select("response_id", "part")
+    return wanted.join(scored.lazy(), on="response_id", how="anti").unique("response_id").collect()
 
 
 def _chunks(run: Run, missing: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """Replies with their logprobs, ascending by id within a block of parts, so that batches do not depend on parts."""
     logprobs = run.parts("logprobs")
-    held = [pl.scan_parquet(part, glob=False).select("response_id", part=pl.lit(i)) for i, part in enumerate(logprobs)]
-    places = pl.concat(held).collect() if held else pl.DataFrame(schema={"response_id": pl.String, "part": pl.Int32})
-    for parts in _blocks(run.parts("responses")):
+    by_part = (pl.DataFrame(rows) for _, rows in run.by_part("logprobs", ["response_id"]))
+    held = [ids.with_columns(part=pl.lit(i)) for i, ids in enumerate(by_part)]
+    places = pl.concat(held) if held else pl.DataFrame(schema={"response_id": pl.String, "part": pl.Int32})
+    stand_in = {Path(part).name for part in missing["part"].unique()}
+    for parts in _blocks([part for part in run.parts("responses") if part.name in stand_in]):
         block = (
             pl.scan_parquet(parts, glob=False)
             .select("response_id", "prompt_id", "reasoning", "answer", "logprobs_mode", "prefix_chars")
@@ -181,8 +209,10 @@ def _chunks(run: Run, missing: pl.DataFrame) -> Iterator[pl.DataFrame]:
             .collect()
         )
         needed = places.join(block, on="response_id", how="semi")["part"].unique().sort().to_list()
-        values = pl.scan_parquet([logprobs[i] for i in needed], glob=False) if needed else run.scan("logprobs").head(0)
-        rows = block.lazy().join(values, on="response_id", how="left").sort("response_id").collect()
+        with ExitStack() as files:  # open, because another shard may replace them: see `shards.rows_of`
+            opened = [files.enter_context(logprobs[i].open("rb")) for i in needed]
+            values = pl.scan_parquet(opened) if opened else run.scan("logprobs").head(0)
+            rows = block.lazy().join(values, on="response_id", how="left").sort("response_id").collect()
         for start in range(0, rows.height, _CHUNK):
             yield rows.slice(start, _CHUNK)
 

@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builder import journal as journals
+from builder.claim_file import ShardBusy
 from builder.config import Recipe
 from builder.errors import EndpointError, FatalReply, TableError
 from builder.journal import Sealed, Stored
-from builder.journal_writer import Journal, ShardBusy
+from builder.journal_writer import Journal
 from builder.prefix import parse
 from builder.reply import Reply
 from builder.reply_rows import reply_rows

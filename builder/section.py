@@ -97,3 +97,7 @@ class Prices(Section):
 
     input: float = Field(ge=0)
     output: float = Field(ge=0)
+
+    def times(self, factor: float) -> "Prices":
+        """The same at another price level, such as that of offline batches."""
+        return self if factor == 1.0 else Prices(input=self.input * factor, output=self.output * factor)

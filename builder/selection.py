@@ -1,7 +1,7 @@
 """Replies to selection: rules drop, the selector ranks, stages order. Every decision is SQL, arranged here."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from builder import rejections
 from builder.config import Recipe
+from builder.console import Progress
 from builder.decision import decide, plan_selection, prepare
 from builder.errors import TableError
 from builder.preference_steps import PairCounts
@@ -94,7 +95,7 @@ def select(
     recipe_dir: Path | None = None,
     limits: Limits | None = None,
     allow_code: bool = False,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> SelectionResult:
     """Write tables `rejections` and `selection` by the recipe's rules, selector and stages.
 
@@ -104,8 +105,9 @@ def select(
     """
     plan = plan_selection(recipe, recipe_dir, mixed=is_mixed(run, recipe))
     new_features = prepare(run, recipe, plan, allow_code=allow_code, progress=progress)
-    decided = decide(run, recipe, plan, limits=limits, allow_code=allow_code)
+    decided = decide(run, recipe, plan, limits=limits, allow_code=allow_code, progress=progress)
     result = _result(plan, recipe, decided.tables, new_features)
+    progress("write the selection", 0, None)
     if decided.fresh or set(decided.known.values()) != set(run.parts("rejections")):
         # a crash between the two tables leaves no selection rather than one beside the rejections of another
         run.replace("selection", run.schema("selection").empty_table())

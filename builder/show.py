@@ -27,9 +27,12 @@ _WIDTH: Final = 80
 def note(tally: Tally, seconds: float) -> str:
     """Pace, money and errors behind the bar of `generate`, `seconds` after its start."""
     pace, left = rate(tally, seconds)
-    parts = [f"{tally.in_flight} in flight", f"{pace:,.0f} tokens/s"]
-    if left is not None:
-        parts.append(f"{duration(left)} left")
+    if tally.batches:
+        parts = [tally.batches]  # which bring nothing for hours, then all at once: no pace to tell of
+    else:
+        parts = [f"{tally.in_flight} in flight", f"{pace:,.0f} tokens/s"]
+        if left is not None:
+            parts.append(f"{duration(left)} left")
     if tally.cost_usd:
         parts.append(f"${tally.cost_usd:.2f}")
     kinds = sorted(tally.errors.items(), key=lambda item: -item[1])[:3]
@@ -73,7 +76,9 @@ def show_generated(reporter: Reporter, prompts: "Prompts", tally: Tally) -> None
         found = [f"{number:,} {what}" for what, number in remarks.items() if number]
         if found:
             reporter.line(f"  of the new replies: {', '.join(found)}")
-    if tally.stopped:
+    if tally.stopped and tally.batches:
+        reporter.warn(f"interrupted: {tally.batches}; they go on at the endpoint, rerun to take their replies")
+    elif tally.stopped:
         reporter.warn("interrupted: replies in flight were waited for and stored; rerun to go on")
     reporter.result({"generate": {**asdict(tally), "prompts": len(prompts.rows), "duplicates": prompts.duplicates}})
 

@@ -40,6 +40,10 @@ def _asked(recipe: Recipe, plan: "Plan") -> list[tuple[str, str]]:
     if generation.until_correct:
         rows.append((f"rounds until {generation.until_correct.correct} correct", _range(plan, 0)))
     rows.append(("to send", _range(plan, plan.need.missing)))
+    if plan.batches is not None:
+        batch = recipe.require_teacher().batch
+        factor = batch.price_factor if batch else 1.0
+        rows.append(("offline batches, at least", f"{plan.batches:,} (USD below: prices × {factor:g})"))
     tokens = (("completion tokens", plan.completion_tokens), ("tokens, all rounds", plan.completion_tokens_most))
     rows += [(name, _estimate(interval)) for name, interval in tokens if interval]
     rows.append(("completion tokens, at most", f"{plan.at_most_tokens:,}"))
@@ -51,7 +55,7 @@ def _asked(recipe: Recipe, plan: "Plan") -> list[tuple[str, str]]:
         rows.append(("hours at the given rate", _estimate(plan.hours)))
     if plan.disk_bytes:
         megabytes = {name: size / 1e6 for name, size in asdict(plan.disk_bytes).items()}
-        rows.append(("disk, MB", _estimate(replace(plan.disk_bytes, **megabytes))))
+        rows.append(("disk in the end, MB", _estimate(replace(plan.disk_bytes, **megabytes))))
     return rows
 
 

@@ -57,6 +57,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         connection.execute("set lock_configuration = true")
         for step in job["steps"]:
             name = step["name"]
+            os.write(sys.stdout.fileno(), b".")  # `builder.sqlrun` counts these
             problem = run_step(connection, step, Path(job["out"]))
             if problem:
                 return {"error": "Contract", "message": problem[1], "step": problem[0]}

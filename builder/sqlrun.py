@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Final
 import duckdb
 import pyarrow as pa
 
+from builder.console import Progress
 from builder.errors import SqlError, TableError
 from builder.rules import check_parameters
 from builder.sqlcheck import parse_select, quoted, without_line_number
@@ -29,6 +31,8 @@ _NO_RULE: Final = (
 )
 _MANY_CANDIDATES: Final = re.compile(r"((?:^\t.*\n){6})(?:^\t.*\n)+", re.MULTILINE)
 """What DuckDB lists where no function takes the given types: for `+` all 47 that there are."""
+_LOOK_S: Final = 0.2
+"""How often the process that runs the SQL is asked how far it is."""
 SELECTOR_COLUMNS: Final = (("response_id", "varchar"), ("rank", "integer"))
 
 
@@ -205,10 +209,12 @@ def run_steps(
     *,
     limits: Limits | None = None,
     given: Mapping[str, pa.Table | Path] | None = None,
+    progress: Progress = lambda *_: None,
 ) -> dict[str, pa.Table]:
     """Run steps in order in one child; fetched tables by their `into`. The caller has checked untrusted SQL.
 
     `given` are tables, or Parquet files of tables, that the steps read by name beside those of the database.
+    `progress` gets the name of each step, how many are done, and how many there are.
 
     Raises SqlError naming the step, TableError where there is no database.
     """
@@ -235,24 +241,28 @@ def run_steps(
             "steps": [asdict(step) for step in steps],
             "given": {name: str(path) for name, path in given.items()},
         }
-        _run_child(job, limits, Path(folder))
+        names = [step.name.partition(" (")[0] for step in steps]  # without the paths of files
+        _run_child(job, limits, Path(folder), lambda done: progress(names[done], done, len(names)))
         _raise_for_result(out / "result.json", steps, limits)
         return {step.into: _read_arrow(out / f"{step.into}.arrow") for step in steps if step.fetch}
 
 
-def _run_child(job: Mapping[str, object], limits: Limits, folder: Path) -> None:
-    """Start the child in a session of its own, so that a time-out ends it and whatever it started."""
+def _run_child(job: Mapping[str, object], limits: Limits, folder: Path, begun: Callable[[int], None]) -> None:
+    """Start the child in a session of its own, so that a time-out ends it and whatever it started.
+
+    `begun` gets the place of every step that it begins, in order, each at most `_LOOK_S` late.
+    """
     process = subprocess.Popen(
         [sys.executable, "-I", "-X", "utf8", str(Path(__file__).with_name("sqlchild.py"))],
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,  # one byte for each step
         stderr=subprocess.PIPE,
         cwd=folder,
         env={"PATH": os.defpath, "HOME": str(folder), "LC_ALL": "C.UTF-8"},
         start_new_session=True,
     )
     try:
-        _, stderr = process.communicate(json.dumps(job).encode(), timeout=limits.seconds)
+        stderr = _watched(process, json.dumps(job).encode(), limits.seconds, begun)
     except BaseException as error:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -270,6 +280,23 @@ def _run_child(job: Mapping[str, object], limits: Limits, folder: Path) -> None:
             f"The process that runs the SQL died ({why}{': ' + last if last else ''}): most likely its limit of "
             f"{limits.memory_mb} MiB of memory or {limits.seconds} s. Nothing was changed."
         )
+
+
+def _watched(process: "subprocess.Popen[bytes]", job: bytes, seconds: int, begun: Callable[[int], None]) -> bytes:
+    """What the process writes on stderr until its end. Raises TimeoutExpired where that takes longer than `seconds`."""
+    ends, told, text = time.monotonic() + seconds, 0, job
+    while True:
+        try:
+            output, stderr = process.communicate(text, timeout=_LOOK_S)
+        except subprocess.TimeoutExpired as late:
+            if time.monotonic() >= ends:
+                raise
+            text, output, stderr = b"", late.output or b"", None
+        for place in range(told, len(output)):
+            begun(place)
+        told = max(told, len(output))
+        if stderr is not None:
+            return stderr
 
 
 def _raise_for_result(path: Path, steps: Sequence[Step], limits: Limits) -> None:

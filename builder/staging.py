@@ -10,6 +10,7 @@ from typing import Any, Final
 import duckdb
 
 from builder.config import Recipe
+from builder.console import Progress
 from builder.errors import TableError
 from builder.models import student_id
 from builder.resources import resource
@@ -88,7 +89,7 @@ def is_staged(run: Run, variables: Mapping[str, str | None]) -> bool:
     return built == sources(run, variables)
 
 
-def build_staging(run: Run, variables: Mapping[str, str | None]) -> list[str]:
+def build_staging(run: Run, variables: Mapping[str, str | None], progress: Progress = lambda *_: None) -> list[str]:
     """Bring run.duckdb up to date in one transaction; names of what was rebuilt or extended.
 
     `variables` come from `staging_variables`. A crash leaves the database as it was; one that cannot be
@@ -101,12 +102,13 @@ def build_staging(run: Run, variables: Mapping[str, str | None]) -> list[str]:
         connection.execute("create table if not exists stg_built (name varchar primary key, made_from varchar)")
         built = _built(connection)
         changed: list[str] = []
-        for staged in STAGED:
+        for number, staged in enumerate(STAGED):
             source = _made_from(run, staged, variables)
             # a view of staged tables knows their columns by name, so it follows whatever changed before it
             follows = staged.view and not staged.tables and bool(changed)
             if built.get(staged.name) == source and not follows:
                 continue
+            progress(f"run.duckdb: {staged.name}", number, len(STAGED))
             _build(connection, run, staged, source, built.get(staged.name))
             connection.execute("insert or replace into stg_built values (?, ?)", [staged.name, json.dumps(source)])
             changed.append(staged.name)

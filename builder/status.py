@@ -6,6 +6,10 @@ from typing import Any
 import polars as pl
 
 from builder import journal
+from builder.batch_journal import open_batches
+from builder.claim import STEPS, shard_of
+from builder.claim_file import Holder, holders
+from builder.claim_record import host
 from builder.console import Reporter
 from builder.errors import UsageError
 from builder.live import running
@@ -24,10 +28,17 @@ def show_status(reporter: Reporter, run: Run) -> None:
     now = running(run)
     for state in now:
         reporter.line(described(state))
+    seen = holders([*sorted((run.root / "claims").glob("*.lock")), *sorted(run.journal_dir.glob("*.lock"))])
+    elsewhere, lost = _written_elsewhere(seen), _lost(seen)
+    for line in [*elsewhere, *lost]:
+        reporter.line(line)
     attempts = journal.counts(run.journal_dir)
+    batches = open_batches(run.journal_dir)
     paid = calls(run)
     reporter.table(f"Run {run.root}", ("table", "rows"), [(name, run.rows(name)) for name in TABLES if run.rows(name)])
     reporter.table("", ("attempts", "number"), sorted(attempts.items()))
+    if batches:
+        reporter.table("", ("journal", "open batch", "state", "requests", "endpoint"), batches)
     errors = sorted(journal.errors_by_kind(run.journal_dir).items(), key=lambda item: -item[1])
     if errors:
         reporter.table("", ("error", "times"), errors[:10])
@@ -47,8 +58,13 @@ def show_status(reporter: Reporter, run: Run) -> None:
     reporter.result(
         {
             "running": now,
+            "written_elsewhere": elsewhere,
+            "lost": lost,
             "tables": {name: run.rows(name) for name in TABLES},
             "attempts": attempts,
+            "batches": [
+                dict(zip(("journal", "id", "state", "requests", "endpoint"), each, strict=True)) for each in batches
+            ],
             "calls": paid,
             "roles": {role: dict(zip(("replies", "tokens", "cost_usd"), rest, strict=True)) for role, *rest in roles},
             "errors": dict(errors),
@@ -64,11 +80,30 @@ def _paid_by_role(run: Run) -> list[tuple[str, int, int, float | None]]:
     return paid.agg(pl.len(), pl.col("completion_tokens").sum(), cost.alias("cost_usd")).sort("role").collect().rows()
 
 
+def _written_elsewhere(seen: list[Holder]) -> list[str]:
+    """A line for each journal that another host writes: it cannot be read from here before that ends."""
+    return [
+        f"journal {each.path.stem} is being written by {each.record}: what it holds is counted here when that ends"
+        for each in seen
+        if each.record.what == "journal" and each.is_alive and not each.record.is_of_this_host
+    ]
+
+
+def _lost(seen: list[Holder]) -> list[str]:
+    """A line for each shard of a step whose process is gone without an end."""
+    gone = [each.record for each in seen if not each.is_alive and each.record.what in STEPS]
+    return [
+        f"{record.what}: {shard_of(record)} ended without a word on {record.host} (process {record.pid}); rerun it"
+        for record in gone
+    ]
+
+
 def described(state: dict[str, Any]) -> str:
     """One line on a call that writes the run now."""
     known = {field.name for field in fields(Tally)}
     tally = Tally(**{name: value for name, value in state.items() if name in known})
+    where = "" if state["host"] == host() else f" on {state['host']}"
     return (
-        f"{state['what']} goes on (process {state['pid']}): {tally.done:,} of {tally.total:,} replies, "
-        f"{note(tally, state['updated'] - state['started'])}"
+        f"{state['what']} goes on (process {state['pid']}{where}): {tally.done:,} of {tally.total:,} replies, "
+        f"{note(tally, state['seconds'])}"
     )

@@ -1,5 +1,6 @@
 """The run directory: the only place that knows its paths and its Parquet options."""
 
+import errno
 import hashlib
 import json
 import os
@@ -28,7 +29,12 @@ _TOKEN_ENCODINGS: Final = {
     "logprob": "BYTE_STREAM_SPLIT",
 }
 Check = Callable[[Path, Path], None]
+_NO_LINKS: Final = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 _PART = re.compile(r"^part-(\d{3})-(\d{5})\.parquet$")
+
+
+class _TakenError(Exception):
+    """Another process has made a part of this name."""
 
 
 class Run:
@@ -89,18 +95,24 @@ class Run:
         return sorted(path for path in folder.glob("part-*.parquet") if _PART.match(path.name))
 
     def append(self, name: str, rows: pa.Table, *, shard: int = 0, check: Check | None = None) -> Path | None:
-        """Add one part. It appears by rename only, after its bytes are on disk. No rows, no part.
+        """Add one part. It appears whole, after its bytes are on disk, in no other part's place. No rows, no part.
 
-        `check(temporary, part)` sees the finished file under its temporary name; what it raises leaves no part.
+        Two processes may append under one shard: who comes second takes the next number. `check(temporary, part)` sees
+        the finished file under its temporary name, again where the number was taken; what it raises leaves no part.
         """
         if rows.num_rows == 0:
             return None
-        taken = [
-            int(match[2]) for path in self.parts(name) if (match := _PART.match(path.name)) and int(match[1]) == shard
-        ]
-        path = self.table_dir(name) / f"part-{shard:03d}-{max(taken, default=-1) + 1:05d}.parquet"
-        write_parquet(_cast(rows, TABLES[name].schema), path, check)
-        return path
+        rows, number = _cast(rows, TABLES[name].schema), 0
+        while True:
+            taken = [match for part in self.parts(name) if (match := _PART.match(part.name)) and int(match[1]) == shard]
+            number = max([number, *(int(match[2]) + 1 for match in taken)])
+            path = self.table_dir(name) / f"part-{shard:03d}-{number:05d}.parquet"
+            try:
+                write_parquet(rows, path, check, publish=publish_new)
+            except _TakenError:
+                number += 1
+            else:
+                return path
 
     def remove(self, ids: Container[str]) -> None:
         """Take all rows of these replies out of every table, part by part, each by rename."""
@@ -211,7 +223,9 @@ def _cast(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     return rows if rows.schema.equals(schema, check_metadata=True) else rows.cast(schema)
 
 
-def write_parquet(rows: pa.Table, path: Path, check: Check | None = None) -> None:
+def write_parquet(
+    rows: pa.Table, path: Path, check: Check | None = None, *, publish: Callable[[Path, Path], None] | None = None
+) -> None:
     """Write beside, sync, rename: the file is whole or not there. Raises TableError when the disk refuses."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -221,7 +235,7 @@ def write_parquet(rows: pa.Table, path: Path, check: Check | None = None) -> Non
         )
         if check is not None:
             check(temporary, path)
-        publish_file(temporary, path)
+        (publish or publish_file)(temporary, path)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
@@ -268,10 +282,48 @@ def _refused(path: Path, error: OSError) -> TableError:
 
 def publish_file(temporary: Path, path: Path) -> None:
     """Sync a finished file and rename it into place, durable across a power cut."""
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
+    _sync(temporary)
     temporary.replace(path)
     sync_directory(path.parent)
+
+
+def publish_new(temporary: Path, path: Path) -> None:
+    """The same, and no file is replaced. Raises _TakenError where there is one.
+
+    A rename would replace a part that another process has made since the look for a free name; a link does not. On a
+    disk without links the name is taken by an empty file beside, which a crash may leave: that number is left out then.
+    """
+    _sync(temporary)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        if not path.samefile(temporary):  # else the answer to a network disk's first try was lost
+            raise _TakenError from None
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        _rename_new(temporary, path)
+    temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def _rename_new(temporary: Path, path: Path) -> None:
+    mine = path.with_name(f".{path.name}.taken")
+    try:
+        os.close(os.open(mine, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        raise _TakenError from None
+    try:
+        if path.exists():
+            raise _TakenError
+        temporary.replace(path)
+    finally:
+        mine.unlink()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def file_sha256(path: Path) -> str:

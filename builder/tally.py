@@ -13,7 +13,7 @@ class Tally:
 
     `failed` requests had all their tries; `set_aside` ones were refused for good; after an interruption some requests
     are neither, and `stored_before` counts only as far as the run had come. `limit` says which one ended the call, if
-    one did; `errors` counts failed attempts by kind.
+    one did; `errors` counts failed attempts by kind; `batches` says how the offline batches are that are open.
     """
 
     total: int = 0
@@ -32,6 +32,7 @@ class Tally:
     stopped: bool = False
     limit: str | None = None
     last_error: str | None = None
+    batches: str = ""
     errors: dict[str, int] = field(default_factory=dict)
 
     @property

@@ -13,13 +13,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from builder.claim import claimed
 from builder.errors import UsageError
 from builder.outcome import Open, Outcome
 from builder.sandbox import sandbox_problem
-from builder.schema import TABLES
-from builder.store import Run, columns_table, write_parquet
+from builder.shards import Shard, drop_rows, of_shard, rows_of
+from builder.store import Run, columns_table
 from builder.supervised import Supervised
 from builder.verifiers import (
     READ_REASONING,
@@ -61,9 +63,9 @@ class Item:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """What `verify` found. All counts are replies.
+    """What `verify` found. All counts are replies of its shard.
 
-    `verdicts` counts every judged reply of the run by verdict, `by_verifier` the same apart; `computed` and `kept` say
+    `verdicts` counts every judged reply by verdict, `by_verifier` the same apart; `computed` and `kept` say
     how many were judged now and before. Without a verdict: `without_gold`, `not_verifiable` by gold type, `for_judge`,
     whose prompts name the judge, and `not_run`, programs for which this machine has no sandbox, as `sandbox_problem`
     says.
@@ -80,15 +82,23 @@ class VerifyResult:
     sandbox_problem: str | None = None
 
 
-def verify(run: Run, *, shard: int = 0, workers: int | None = None, progress: Progress | None = None) -> VerifyResult:
+def verify(
+    run: Run, *, shard: Shard = (0, 1), workers: int | None = None, progress: Progress | None = None
+) -> VerifyResult:
     """Judge every reply that has no verdict by its prompt's verifier at today's version; written chunk by chunk.
 
-    Raises UsageError for a verifier that does not exist, VerifyError when no worker process can be started.
+    Raises UsageError for a verifier that does not exist, VerifyError when no worker process can be started, ShardBusy
+    where another process verifies this shard.
     """
+    with claimed(run, "verify", shard):
+        return _verify(run, shard, workers, progress)
+
+
+def _verify(run: Run, shard: Shard, workers: int | None, progress: Progress | None) -> VerifyResult:
     prompts = _verifiable_prompts(run)
     wanted = (
         run.scan("responses")
-        .filter(pl.col("role").is_in(JUDGED_ROLES))
+        .filter(pl.col("role").is_in(JUDGED_ROLES) & of_shard(shard))
         .select("response_id", "prompt_id")
         .unique("response_id", keep="first", maintain_order=True)
         .collect()
@@ -96,8 +106,8 @@ def verify(run: Run, *, shard: int = 0, workers: int | None = None, progress: Pr
     )
     judgeable = wanted.filter(pl.col("gold").is_not_null() & pl.col("verifier").is_not_null())
     versions = {name: verifier_version(name) for name in judgeable["verifier"].unique()}
-    drop_outdated(run, judgeable, versions)
-    have = run.read("verdicts", ["response_id", "verifier"])
+    drop_outdated(run, judgeable, versions, shard)
+    have = rows_of(run, "verdicts", ["response_id", "verifier"])
     missing = judgeable.join(have, on=["response_id", "verifier"], how="anti", maintain_order="left")
     programs, problem = missing.filter(verifier="code"), None
     if programs.height and (problem := sandbox_problem()):  # no verdict, so that they get one where a sandbox is
@@ -106,7 +116,7 @@ def verify(run: Run, *, shard: int = 0, workers: int | None = None, progress: Pr
     with math_verify_pool(workers) as pool:
         for rows in chunks(run, missing):
             outcomes = verify_answers([_item(row) for row in rows], pool)
-            run.append("verdicts", columns_table("verdicts", verdict_rows(rows, outcomes, versions)), shard=shard)
+            run.append("verdicts", columns_table("verdicts", verdict_rows(rows, outcomes, versions)), shard=shard[0])
             done += len(rows)
             if progress:
                 progress(done, missing.height)
@@ -159,7 +169,7 @@ def _verifiable_prompts(run: Run) -> pl.DataFrame:
 
     Null as well where that is the judge: column `for_judge` says so.
     """
-    prompts = run.read("prompts", ["prompt_id", "gold", "gold_type", "verifier"]).unique("prompt_id", keep="last")
+    prompts = rows_of(run, "prompts", ["prompt_id", "gold", "gold_type", "verifier"]).unique("prompt_id", keep="last")
     unknown = sorted(set(prompts["verifier"].drop_nulls()) - {*VERIFIERS, JUDGE})
     if unknown:
         raise UsageError(
@@ -175,25 +185,32 @@ def _verifiable_prompts(run: Run) -> pl.DataFrame:
     )
 
 
-def drop_outdated(run: Run, judgeable: pl.DataFrame, versions: Mapping[str, str]) -> None:
-    """Delete verdicts of other versions or on other golds, part by part: a reply has one verdict per verifier.
+def drop_outdated(run: Run, judgeable: pl.DataFrame, versions: Mapping[str, str], shard: Shard = (0, 1)) -> None:
+    """Delete verdicts of other versions or on other golds from the shard: a reply has one verdict per verifier.
 
     A judge's `error` goes too, for its endpoint may answer today. `judgeable` has columns response_id, verifier, gold,
     gold_type; `versions` today's version of each verifier.
     """
     now = judgeable.select("response_id", "verifier", now_gold="gold", now_type="gold_type", is_known=True)
-    for part in run.parts("verdicts"):
-        rows = pl.read_parquet(part)
-        expected = pl.col("verifier").replace_strict(versions, default=pl.col("verifier_version"))
-        # not as structs: polars 2.1 panics where one side of such a comparison comes from a frame of one row
-        same_gold = pl.col("gold").eq_missing(pl.col("now_gold")) & pl.col("gold_type").eq_missing(pl.col("now_type"))
-        known = rows.join(now, on=["response_id", "verifier"], how="left", maintain_order="left")
-        again = (pl.col("verifier") == JUDGE) & (pl.col("verdict") == "error")
-        keep = known.filter(
-            (pl.col("verifier_version") == expected) & (same_gold | pl.col("is_known").is_null()) & ~again
-        )
-        if keep.height < rows.height:
-            write_parquet(keep.select(rows.columns).to_arrow().cast(TABLES["verdicts"].schema), part)
+    ours = None
+    if shard[1] > 1:
+        ours = run.scan("responses").filter(of_shard(shard)).select("response_id").collect()["response_id"]
+    # not as structs: polars 2.1 panics where one side of such a comparison comes from a frame of one row
+    same_gold = pl.col("gold").eq_missing(pl.col("now_gold")) & pl.col("gold_type").eq_missing(pl.col("now_type"))
+    expected = pl.col("verifier").replace_strict(versions, default=pl.col("verifier_version"))
+    again = (pl.col("verifier") == JUDGE) & (pl.col("verdict") == "error")
+    stays = (pl.col("verifier_version") == expected) & (same_gold | pl.col("is_known").is_null()) & ~again
+
+    def gone(rows: pa.Table) -> list[bool]:
+        frame: Any = pl.from_arrow(rows)
+        known = frame.join(now, on=["response_id", "verifier"], how="left", maintain_order="left")
+        goes = known.select(goes=~stays).to_series()
+        if ours is not None and goes.any():
+            goes &= frame["response_id"].is_in(ours.implode())
+        return list(goes)
+
+    decide = ["response_id", "verifier", "verifier_version", "verdict", "gold", "gold_type"]
+    drop_rows(run, "verdicts", gone, decide)
 
 
 def chunks(run: Run, missing: pl.DataFrame) -> Iterator[list[dict[str, Any]]]:
@@ -244,7 +261,7 @@ def verdict_rows(
 
 
 def _result(run: Run, wanted: pl.DataFrame, judgeable: pl.DataFrame, *, computed: int) -> VerifyResult:
-    verdicts = run.read("verdicts", ["response_id", "verifier", "verdict"]).join(
+    verdicts = rows_of(run, "verdicts", ["response_id", "verifier", "verdict"]).join(
         judgeable.select("response_id", "verifier"), on=["response_id", "verifier"]
     )
     by_verifier: dict[str, Counter[str]] = {}

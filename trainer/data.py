@@ -18,8 +18,7 @@ MANIFEST = ".builder/manifest.json"
 UNREAD = ("data/candidates/", "data/logprobs/")  # stay on the Hub
 # Columns that training reads, with Arrow types that serve: messages with keys of their own are JSON to `datasets`.
 MESSAGES = r"(large_)?list<.*: (struct<(?=.*\brole: )(?=.*\bcontent: )|extension<arrow.json>).*"
-NUMBER = r"u?int\d+"
-TEXT = "(large_)?string"
+NUMBER, TEXT = r"u?int\d+", "(large_)?string"
 TURNS, PREFIX = {"prompt": MESSAGES, "completion": MESSAGES}, {"prefix_chars": NUMBER}  # what a student wrote
 GOLD = dict.fromkeys(("solution", "gold_type", "verifier", "language", "domain"), TEXT)
 COLUMNS = {
@@ -75,9 +74,8 @@ def resolve(dataset: str) -> Release:
     except ValidationError as error:
         reason = f"{'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg'].lower()}"
         raise ReleaseError(f"{root / MANIFEST} is not a manifest that this version trains on ({reason}).") from error
-    for file in manifest.files:
-        if not commit or not file.path.startswith(UNREAD):
-            _verify(root, file)
+    for file in (file for file in manifest.files if not (commit and file.path.startswith(UNREAD))):
+        _verify(root, file)
     return Release(root, source, commit, manifest)
 
 

@@ -40,8 +40,7 @@ def language_score(text: str, language: str | None) -> float | None:
     for other in ("kana", "hangul"):  # Japanese and Korean write Han as well, but never nine tenths of it
         count[other] += count["han"] * (count[other] * 10 >= count["han"])
     most = max(number for name, number in count.items() if name != "latin")
-    own = count[script] if script else max(count["latin"], most)
-    return own / every
+    return (count[script] if script else max(count["latin"], most)) / every
 
 
 def _prose(text: str) -> list[str]:

@@ -1,12 +1,15 @@
 """What a run will do, decided once for `trainer plan` and `trainer run`."""
 
+import io
 import os
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets.utils import tqdm
 from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, integrations
 from trl.import_utils import is_vllm_available
@@ -16,6 +19,7 @@ from trainer.errors import ModelError, RecipeError, ReleaseError, StageError
 from trainer.lineage import Record
 from trainer.schedule import Stage
 
+EVERY_S = 30.0  # between two lines where there is no terminal
 FLOPS = 4e14  # a second and device: 40 % of the 989 TFLOP/s that an H100 has in bfloat16
 
 
@@ -81,8 +85,7 @@ class Job:
 
     def splits(self, stage: Stage) -> list[str]:
         """What is read of a stage: with an eval_strategy also held-out rows, for their loss."""
-        evaluated = self.settings[stage.name].get("eval_strategy", "no") != "no"
-        return ["train", "validation"] if evaluated else ["train"]
+        return ["train", "validation"] if self.settings[stage.name].get("eval_strategy", "no") != "no" else ["train"]
 
     def origin(self) -> Record:
         known: Record = self.release.manifest.model_dump(include={"recipe_name", "version", "build_id"})
@@ -139,13 +142,26 @@ def rendered(job: Job, stage: Stage, folder: Path) -> list[tuple[Any, dict[str, 
         places = min(filter(None, [places, *(render.places(path) for path in readers if path.is_dir())]), default=None)
         limit, most = places and places - longest, f"what max_completion_length {longest:,} leaves of {places} places,"
     for split in job.splits(stage):
-        rows = data.read(job.release, stage.config, settings.get("mask_prefix", False), split, stage.kind)
         path, thoughts = folder / f"{stage.directory}.{split}.arrow", settings.get("scores") == "harmlessness"
         how: Record = {"stage": stage.name, "kind": stage.kind, "limit": limit, "most": most, "thoughts": thoughts}
-        dataset, counts = render.tokens(rows, job.renderer, path, drop=job.drop_too_long, **how)
+        dataset, counts = render.tokens(batches(job, stage, split), job.renderer, path, drop=job.drop_too_long, **how)
         counts |= rewards.golds(dataset["solution"][:], dataset["gold_type"][:]) if stage.kind == "grpo" else {}
         found.append((dataset, counts))
     return found
+
+
+def batches(job: Job, stage: Stage, split: str) -> Iterator[Any]:
+    """Rows of a split in batches, and how many have served: a bar on a terminal, a line every 30 s elsewhere."""
+    rows = data.read(job.release, stage.config, "mask_prefix" in job.settings[stage.name], split, stage.kind)
+    what, total = f"render {stage.name} {split}".removesuffix(" train"), {"train": stage.rows}.get(split)
+    shown, there = time.monotonic(), sys.stderr if sys.stderr.isatty() else io.StringIO()
+    with tqdm(desc=what, total=total, unit=" rows", leave=False, file=there, disable=job.quiet, ascii=True) as bar:
+        for batch in rows:
+            yield batch
+            bar.update(len(batch))
+            if not job.quiet and there is not sys.stderr and time.monotonic() - shown >= EVERY_S:
+                shown = time.monotonic()
+                print(bar, file=sys.stderr, flush=True)
 
 
 def arguments(job: Job, stage: Stage) -> Any:
@@ -155,8 +171,7 @@ def arguments(job: Job, stage: Stage) -> Any:
     settings |= {"output_dir": str(job.output / f".{stage.directory}.partial"), "train_sampling_strategy": "sequential"}
     if stage.kind == "grpo":
         settings.setdefault("use_vllm", torch.cuda.is_available() and is_vllm_available())
-        weights = [*rewards.weights(job.settings[stage.name]).values()]
-        settings |= {"shuffle_dataset": False, "reward_weights": weights}
+        settings |= {"shuffle_dataset": False, "reward_weights": [*rewards.weights(job.settings[stage.name]).values()]}
     else:
         settings["eos_token"] = job.renderer.added_stop
     if stage.kind == "sft":

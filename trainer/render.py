@@ -219,5 +219,4 @@ def tokens(
     counts = {"rows": int(kept.sum()), "dropped_rows": dropped, "longest": int(lengths[kept].max())}
     read = trained if kind == "reward" else lengths  # both sides of a pair
     counts |= {"tokens": int(read[kept].sum()), "trained_tokens": int(trained[kept].sum())}
-    given = [*GIVEN[kind], *["position"] * (kind == "grpo")]
-    return dataset.select(order[kept[order]]).select_columns(given), counts
+    return dataset.select(order[kept[order]]).select_columns([*GIVEN[kind], *["position"] * (kind == "grpo")]), counts

@@ -46,8 +46,7 @@ def accuracy(completions: Completions, solution: list[str | None], **columns: An
     golds = [(gold or "").replace("−", "-").strip().lstrip("+") for gold in solution]  # math-verify reads neither sign
     answers = [split(turns[0]["content"])[1].replace("−", "-") for turns in completions]
     told = [_final(answer, gold) for answer, gold in zip(answers, golds, strict=True)]
-    pairs = zip(kinds, golds, strict=True)
-    read = [_formula(gold) if kind in MATH else "" for kind, gold in pairs]
+    read = [_formula(gold) if kind in MATH else "" for kind, gold in zip(kinds, golds, strict=True)]
     judged: Rewards = accuracy_reward([[{"content": text}] for text in told], read)
     right = [gold.strip(" ().").upper() for gold in golds]
     letters = [float(_letter(answer) == one) if re.fullmatch("[A-Z]", one) else None
@@ -127,8 +126,7 @@ def golds(solution: Iterable[str | None], kinds: Iterable[str | None]) -> dict[s
 def earnable(names: Iterable[str], counts: dict[str, int], stage: str) -> list[str]:
     """What to know of rewards that not every prompt can earn. Raises RecipeError where no prompt can earn any."""
     every, own, read = counts["rows"], counts["golds"], counts["golds"] - counts["unread_golds"]
-    reach = {"accuracy": read} | dict.fromkeys(PREFERENCES, every - own)
-    able = {name: reach.get(name, every) for name in names}
+    able = {name: ({"accuracy": read} | dict.fromkeys(PREFERENCES, every - own)).get(name, every) for name in names}
     short = [f"{number:,} can earn {name}" for name, number in able.items() if number < every]
     told = f"of {every:,} prompts {', '.join(short)}: {own:,} have a gold, {read:,} one that accuracy reads"
     told += "; preferences are for prompts without"

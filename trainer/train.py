@@ -25,7 +25,6 @@ from trainer.schedule import Stage
 Finished = namedtuple("Finished", "stage directory trained weights_sha256 train_loss reached")
 PACKAGES = ("tempered", "torch", "transformers", "trl", "accelerate", "datasets", "tokenizers")
 ADVICE = config.ARGUMENTS["failures"]
-EVERY_S = 30.0  # between two lines where there is no terminal
 KEPT = re.compile(r"reward|(accuracy|margin|kl|entropy|frac_reward_zero_std|completions/(mean_length|clipped_ratio))$")
 LENGTH, LOSS = ("completions/mean_length", "tokens", ".0f"), ("loss", "loss", ".3f")
 SHOWN = {"sft": [LOSS], "reward": [LOSS, ("accuracy", "accuracy", ".1%")]}  # of what TRL logs, by kind
@@ -202,7 +201,7 @@ class Progress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         control.should_log |= control.should_save or state.global_step >= state.max_steps
-        if self.says and state.is_world_process_zero and time.monotonic() - self.shown >= EVERY_S:
+        if self.says and state.is_world_process_zero and time.monotonic() - self.shown >= plan.EVERY_S:
             self.shown, said = time.monotonic(), f"{state.global_step:,} of {state.max_steps:,} steps"
             for entry in [entry for entry in state.log_history if "loss" in entry][-1:]:
                 said += ", " + reached(self.stage.kind, {"train_loss": entry["loss"], "metrics": [entry]})

@@ -158,10 +158,8 @@ def _random_rows(sizes: list[int], vocabulary: int) -> list[Rendered]:
 
 
 def student_pass(folder: Path, repetitions: int) -> dict[str, float]:
-    """`LocalStudent.logprobs` beside the model's own forward, padding and mask included, on the same batches."""
+    """`LocalStudent.logprobs`, a pass a row, beside the model's own forward on one batch with padding and mask."""
     import torch
-
-    from builder.local_student import _batches
 
     local = _local(
         folder, 8_000, hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=3,
@@ -169,17 +167,14 @@ def student_pass(folder: Path, repetitions: int) -> dict[str, float]:
     )  # fmt: skip
     model = local.replicas[0].model
     rows = _random_rows([300, 420, 450, 800, 1100], 8_000)
-    batches = []
-    for batch in _batches(rows):
-        ids = [rows[index].prompt_ids + rows[index].completion_ids for index in batch]
-        width = max(map(len, ids))
-        tokens = torch.tensor([row + [0] * (width - len(row)) for row in ids])
-        batches.append((tokens, (torch.arange(width) < torch.tensor([[len(row)] for row in ids])).long()))
+    ids = [row.prompt_ids + row.completion_ids for row in rows]
+    width = max(map(len, ids))
+    tokens = torch.tensor([row + [0] * (width - len(row)) for row in ids])
+    mask = (torch.arange(width) < torch.tensor([[len(row)] for row in ids])).long()
 
     def bare() -> None:
         with torch.inference_mode():
-            for tokens, mask in batches:
-                model(input_ids=tokens, attention_mask=mask, use_cache=False)
+            model(input_ids=tokens, attention_mask=mask, use_cache=False)
 
     found = _medians({"ours": lambda: local.logprobs(rows), "bare": bare}, repetitions)
     return found | {"tokens": sum(len(row.prompt_ids + row.completion_ids) for row in rows)}

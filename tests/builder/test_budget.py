@@ -1,18 +1,27 @@
 """Limits on money and tokens hold whatever replies take, and let through what fits."""
 
 import asyncio
+import os
 import random
+import tempfile
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 import pytest
+from endpoint import endpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from score_toys import reply
+from test_generate import crashed, questions, recipe
 
+from builder import budget as budgets
+from builder import claim_file
 from builder.budget import Budget, BudgetSpent, open_budget
+from builder.claim_file import Claim
 from builder.config import Teacher
-from builder.errors import UsageError
+from builder.errors import BudgetError, UsageError
+from builder.generate import generate
 from builder.section import Prices
 from builder.store import Run, columns_table
 
@@ -97,3 +106,143 @@ def test_earlier_replies_of_the_run_count_and_rollouts_do_not(tmp_path: Path) ->
 def test_a_limit_on_money_needs_prices(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--max-cost 5 needs prices"):
         open_budget(Run(tmp_path), Teacher(model="t"), 5.0, None)
+
+
+class Shards:
+    """Shards of a run that start, spend, seal, end and die in any order; tokens only, one after the other."""
+
+    def __init__(self, root: Path, limit: int, count: int) -> None:
+        self.run, self.limit, self.count = Run(root), limit, count
+        self.tabled = 0
+        self.journals = [0] * count
+        self.living: dict[int, tuple[Budget, Any, Claim]] = {}
+        self.dead: list[tuple[Budget, Any, Claim]] = []
+
+    def used(self, skip: Container[int]) -> tuple[int, float]:
+        return self.tabled + sum(kept for index, kept in enumerate(self.journals) if index not in skip), 0.0
+
+    @property
+    def paid(self) -> int:
+        return self.tabled + sum(self.journals)
+
+    def start(self, index: int) -> None:
+        budget, taken = Budget(None, self.limit, recount=self.used), list[Claim]()
+
+        def hold(*given: Any) -> Claim:
+            taken.append(claim_file.hold(*given))
+            return taken[-1]
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(budgets, "hold", hold)
+            spending = budget.spending(self.run, (index, self.count))
+            spending.__enter__()
+        self.living[index] = budget, spending, taken[0]
+
+    def seal(self, index: int) -> None:
+        self.tabled, self.journals[index] = self.tabled + self.journals[index], 0
+
+    def spend(self, index: int, size: int, taken: int) -> bool:
+        budget = self.living[index][0]
+        if budget.over(0, size) is not None:
+            return False
+        budget.hold(0, size).settle(0, min(size, taken))
+        self.journals[index] += min(size, taken)
+        return True
+
+    def end(self, index: int) -> None:
+        self.seal(index)
+        self.living.pop(index)[1].__exit__(None, None, None)
+
+    def die(self, index: int) -> None:
+        """As `kill -9` does: the lock goes, the record and the journal stay."""
+        self.dead.append(self.living.pop(index))
+        claim = self.dead[-1][2]
+        claim._ended.set()
+        claim._thread.join()
+        os.close(claim._descriptor)
+        claim._descriptor = os.open(os.devnull, os.O_RDONLY)  # for what Python closes after the test
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 4),
+    st.integers(0, 400),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(1, 60), st.integers(1, 60)), max_size=60),
+)
+def test_shards_that_start_end_and_die_in_any_order_keep_the_limit_of_the_run(
+    count: int, limit: int, steps: list[tuple[int, int, int, int]]
+) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(claim_file, "WATCH_S", 0.01)  # a killed one is of this process here, which lives
+        patched.setattr(claim_file, "POLL_S", 0.005)
+        shards = Shards(Path(folder), limit, count)
+        for number, what, size, taken in steps:
+            index = number % count
+            if index not in shards.living:
+                shards.start(index)
+            elif what == 0:
+                shards.end(index)
+            elif what == 1:
+                shards.die(index)
+            elif what == 2:
+                shards.seal(index)
+            else:
+                shards.spend(index, size, taken)
+            assert shards.paid <= limit
+        for index in list(shards.living):
+            shards.end(index)
+        shards.count = 1
+        shards.journals = [sum(shards.journals)]
+        shards.start(0)  # who comes last, alone, may spend to the last token
+        assert shards.spend(0, limit - shards.paid, limit) or shards.paid == limit
+        shards.end(0)
+        assert shards.paid == limit
+
+
+def test_shards_that_start_together_get_equal_shares_and_the_message_says_that_it_is_one(tmp_path: Path) -> None:
+    shards = Shards(tmp_path, 900, 3)
+    for index in range(3):
+        shards.start(index)
+        assert shards.spend(index, 300, 300)
+        assert not shards.spend(index, 1, 1)
+    with pytest.raises(
+        BudgetSpent, match=r"--max-tokens-total 900 \(this shard's share .*a rerun takes what the other"
+    ):
+        asyncio.run(shards.living[0][0].reserve(ASKED, 100))
+    for index in range(3):
+        shards.end(index)
+
+
+def test_what_only_a_living_shards_journal_holds_is_not_given_to_another(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(claim_file, "WATCH_S", 0.01)
+        shards = Shards(tmp_path, 100, 2)
+        shards.start(1)
+        assert shards.spend(1, 40, 40)
+        shards.die(1)
+        shards.start(1)  # (100 - 40) / 2 more, and 40 that are in no table yet
+        shards.start(0)
+        assert [shards.spend(1, 31, 31), shards.spend(1, 30, 30), shards.spend(0, 31, 31)] == [False, True, False]
+        assert shards.spend(0, 30, 30) and shards.paid == 100
+        shards.end(0)
+        shards.end(1)
+
+
+def test_a_living_shard_without_the_same_limit_is_named(tmp_path: Path) -> None:
+    shards = Shards(tmp_path, 900, 2)
+    shards.start(0)
+    costly = Budget(1.0, None, PRICES, recount=lambda skip: (0, 0.0))
+    with pytest.raises(BudgetError, match=r"Shard 0 of 2 is at work .* without --max-cost"):
+        costly.spending(Run(tmp_path), (1, 2)).__enter__()
+    shards.end(0)
+
+
+def test_replies_that_only_a_journal_holds_are_paid_for(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with endpoint() as server:
+        calm = Run(tmp_path / "calm")
+        generate(calm, recipe(server), questions(2))
+        crashed(run, recipe(server), questions(2))
+    assert run.rows("responses") == 0 < calm.rows("responses")
+    spent, known = (open_budget(one, Teacher(model="t"), None, 10**6).tokens for one in (run, calm))
+    assert spent == known > 0

@@ -121,7 +121,7 @@ def test_the_result_depends_neither_on_parts_nor_on_when_replies_came(tmp_path: 
     run = make_run(tmp_path / "grown", shuffled[:20])
     assert update_duplicates(run) == 20
     run.append("responses", columns_table("responses", shuffled[20:21]))
-    assert update_duplicates(run, shard=1) == 1
+    assert update_duplicates(run) == 1
     run.append("responses", columns_table("responses", shuffled[21:]))
     assert update_duplicates(run) == 27
     assert run.read("duplicates").equals(whole.read("duplicates"))

@@ -310,10 +310,10 @@ def test_update_computes_only_what_is_missing(tmp_path: Path) -> None:
     assert update_features(run) == 2
     assert update_features(run) == 0
     run.append("responses", columns_table("responses", [response("c", "eleven"), response("a", "one")]))
-    assert update_features(run, shard=1) == 1
+    assert update_features(run) == 1
     table = run.read("features", ["response_id", "reasoning_chars"])
     assert sorted(table.iter_rows()) == [("a", 3), ("b", 5), ("c", 6)]
-    assert [path.name for path in run.parts("features")] == ["part-000-00000.parquet", "part-001-00000.parquet"]
+    assert [path.name for path in run.parts("features")] == ["part-000-00000.parquet", "part-000-00001.parquet"]
     run.append("responses", columns_table("responses", [response("d", "one")]))
     run.append("responses", columns_table("responses", [response("d", "one"), response("e", "one")]))
     assert update_features(run) == 2

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from builder import journal, journal_writer
+from builder.claim_file import ShardBusy
 from builder.errors import JournalError
 from builder.journal import FAILED, FATAL, REPLY, RETRYABLE, Attempt
-from builder.journal_writer import Journal, ShardBusy
+from builder.journal_writer import Journal
 
 KEY = "ab" * 32
 

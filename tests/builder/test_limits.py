@@ -10,7 +10,7 @@ import pytest
 import yaml
 from endpoint import Endpoint, endpoint, wait_until
 
-from builder import live
+from builder.journal_writer import Journal
 from builder.live import Live, duration, rate, running
 from builder.status import described
 from builder.store import Run
@@ -59,6 +59,25 @@ def test_a_limit_on_tokens_ends_the_step_below_it_and_a_larger_one_goes_on(folde
     assert server.answered == 2 * QUESTIONS
 
 
+def test_shards_at_once_keep_one_limit_and_a_rerun_takes_what_they_left(folder: Path) -> None:
+    command = [sys.executable, "-m", "builder.cli", "run", "toy.yaml", "-q", "--max-tokens-total", "900", "--shard"]
+    with endpoint() as server:
+        recipe(folder, server)
+        both = [subprocess.Popen([*command, f"{index}/2"], cwd=folder, stderr=subprocess.PIPE) for index in range(2)]
+        said = [one.communicate()[1].decode() for one in both]
+        assert [one.returncode for one in both] == [1, 1]
+        assert all("this shard's share of it" in each and "a rerun takes what the other" in each for each in said)
+        shared = used(folder)
+        assert 0 < shared <= 900
+        assert builder(folder, "run", "toy.yaml", "--max-tokens-total", "100000", "--shard", "0/2").returncode == 0
+        ended = builder(folder, "run", "toy.yaml", "--max-tokens-total", "100000", "--shard", "1/2")
+        assert "shard 1 of 2 is done; when all 2 are, builder run without --shard selects and releases" in ended.stdout
+        assert not (folder / "runs/toy/releases").exists()
+        assert builder(folder, "run", "toy.yaml").returncode == 0
+    assert (folder / "runs/toy/releases").exists()
+    assert server.answered == 2 * QUESTIONS
+
+
 def test_a_limit_on_money_counts_by_the_declared_prices(folder: Path) -> None:
     with endpoint() as server:
         recipe(folder, server)
@@ -86,18 +105,19 @@ def test_status_sees_from_another_terminal_what_goes_on_and_that_it_ended(folder
     assert not json.loads(builder(folder, "status", "toy.yaml", "--json").stdout)["running"]
 
 
-def test_a_call_that_died_is_not_said_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_died_is_not_said_to_go_on(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.journal_dir.mkdir()
-    Live.of(run, "generate", 0).update(Tally(total=3, errors={"busy": 2}))
-    (path,) = run.journal_dir.glob("*.live.json")
-    (state,) = running(run)
-    assert state["total"] == 3 and described(state).endswith("2 × busy")
-    path.write_text(path.read_text().replace(f'"pid": {json.loads(path.read_text())["pid"]}', '"pid": 999999999'))
-    monkeypatch.setattr(live, "STALE_S", 0.0)
-    assert running(run) == []
-    path.write_text("{torn")
-    assert running(run) == []
+    with Journal(run.journal_dir):
+        Live.of(run, "generate", 0).update(Tally(total=3, errors={"busy": 2}))
+        (state,) = running(run)
+        assert state["total"] == 3 and described(state).endswith("2 × busy")
+        (path,) = run.journal_dir.glob("*.live.json")
+        whole = path.read_text()
+        path.write_text("{torn")
+        assert running(run) == []
+        path.write_text(whole)
+        assert running(run) == [state]
+    assert running(run) == []  # however new the file is: its journal has no writer
 
 
 def test_pace_and_time_left() -> None:

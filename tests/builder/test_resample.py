@@ -1,6 +1,5 @@
 """Adaptive resampling end to end: a scripted endpoint that knows how often each question must be asked."""
 
-import fcntl
 import json
 from collections import Counter
 from pathlib import Path
@@ -130,22 +129,6 @@ def test_every_temperature_needs_its_own_correct_replies(tmp_path: Path, questio
         steps(run, recipe(questions, server.url, temperatures=[0.5, 1.0]), limit=1).generate()
     assert Counter(ask.body["temperature"] for ask in server.asks) == {0.5: 6, 1.0: 2}
     assert said(run) == Resampled(prompts=1, rounds=2, lacking=1)
-
-
-def test_one_shard_verifies_at_a_time(tmp_path: Path, questions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, seen = Run(tmp_path / "run"), []
-    verdicts = Steps._verdicts
-
-    def looks_at_the_lock(self: Steps) -> Any:
-        with (run.journal_dir / "verify.lock").open("a") as file, pytest.raises(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        seen.append(self.shard)
-        return verdicts(self)
-
-    monkeypatch.setattr(Steps, "_verdicts", looks_at_the_lock)
-    with endpoint(script=knowing) as server:
-        steps(run, recipe(questions, server.url), shard=(1, 2), limit=2).generate()
-    assert seen and set(seen) == {(1, 2)}
 
 
 def test_what_only_a_judge_can_tell_is_asked_again_by_its_verdicts(

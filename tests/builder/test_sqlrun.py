@@ -303,3 +303,19 @@ def test_an_error_in_no_place_of_the_file_shows_none(database: Path) -> None:
     with pytest.raises(SqlError, match="Could not convert string 'many'") as caught:
         run_files(database, [rule(values("('a', 'many', 1)"))], {})
     assert "create or replace" not in str(caught.value) and "LINE" not in str(caught.value)
+
+
+def test_every_step_is_told_once_in_order_without_the_path_of_its_file(database: Path) -> None:
+    said: list[tuple[str, int, int | None]] = []
+    names = [f"rule r{place}" for place in range(40)]
+    steps = [Step(f"{name} (/a folder/{name}.sql)", "select 1 as x", f"t{place}") for place, name in enumerate(names)]
+    run_steps(database, steps, {}, limits=SMALL, progress=lambda *now: said.append(now))
+    assert said == [(name, place, 40) for place, name in enumerate(names)]
+
+
+def test_what_fails_was_the_last_step_that_was_told(database: Path) -> None:
+    said: list[str] = []
+    steps = [Step("one", "select 1 as x", "a"), Step("two", "select y", "b"), Step("three", "select 1 as x", "c")]
+    with pytest.raises(SqlError, match="two fails"):
+        run_steps(database, steps, {}, limits=SMALL, progress=lambda what, *_: said.append(what))
+    assert said == ["one", "two"]

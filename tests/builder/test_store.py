@@ -110,7 +110,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from builder.store import Run, columns_table
-Path.replace = lambda self, target: os.kill(os.getpid(), signal.SIGKILL)
+Path.replace = os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 row = {"response_id": "b", "rule_name": "r", "observed": None, "threshold": None}
 getattr(Run(Path(sys.argv[1])), sys.argv[2])("rejections", columns_table("rejections", [row]))
 """
@@ -125,6 +125,62 @@ def test_a_kill_before_the_rename_leaves_the_table_as_it_was(tmp_path: Path, met
     assert ids(run) == ["a"]
     run.append("rejections", rejections("b"))
     assert ids(run) == ["a", "b"]
+
+
+def append_as(run: Run, *, times: int, first: str) -> str:
+    """A process that appends so many parts of one row under shard 0."""
+    return f"""
+from pathlib import Path
+from builder import store
+from builder.store import Run, columns_table
+{first}
+for number in range({times}):
+    row = {{"response_id": f"{{__import__('os').getpid()}}-{{number}}", "rule_name": "r", "observed": None}}
+    Run(Path({str(run.root)!r})).append("rejections", columns_table("rejections", [row | {{"threshold": None}}]))
+"""
+
+
+NO_LINKS = """
+def refuse(*_): raise OSError(95, "Operation not supported")
+store.os.link = refuse
+"""
+
+
+@pytest.mark.parametrize("disk", ["", NO_LINKS], ids=["links", "no links"])
+def test_two_processes_that_append_under_one_shard_lose_no_part(tmp_path: Path, disk: str) -> None:
+    command = [sys.executable, "-c", append_as(Run(tmp_path), times=30, first=disk)]
+    for process in [subprocess.Popen(command) for _ in range(2)]:
+        assert process.wait(60) == 0
+    assert len(ids(Run(tmp_path))) == len(set(ids(Run(tmp_path)))) == 60
+    assert [path for path in Run(tmp_path).table_dir("rejections").iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_part_that_appears_between_the_look_and_the_write_keeps_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    run, seen = Run(tmp_path), []
+
+    def meanwhile(_: Path, part: Path) -> None:
+        seen.append(part.name)
+        if len(seen) == 1:
+            Run(tmp_path).append("rejections", rejections("other"))
+
+    if not has_links:
+        monkeypatch.setattr(store.os, "link", lambda *_: (_ for _ in ()).throw(OSError(95, "Operation not supported")))
+    part = run.append("rejections", rejections("mine"), check=meanwhile)
+    assert seen == ["part-000-00000.parquet", "part-000-00001.parquet"]
+    assert part is not None and part.name == seen[-1]
+    assert sorted(ids(run)) == ["mine", "other"]
+
+
+def test_a_name_that_a_crash_left_taken_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path)
+    run.append("rejections", rejections("a"))
+    (run.table_dir("rejections") / ".part-000-00001.parquet.taken").touch()
+    monkeypatch.setattr(store.os, "link", lambda *_: (_ for _ in ()).throw(OSError(95, "Operation not supported")))
+    part = run.append("rejections", rejections("b"))
+    assert part is not None and part.name == "part-000-00002.parquet"
 
 
 @pytest.mark.parametrize("failing", ["fsync", "write", "mkdir", "text"])

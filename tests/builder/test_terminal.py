@@ -2,6 +2,7 @@
 
 import fcntl
 import io
+import itertools
 import json
 import os
 import pty
@@ -10,6 +11,8 @@ import struct
 import subprocess
 import sys
 import termios
+import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,10 +29,14 @@ from typer.testing import CliRunner
 
 from builder import console, demo, local_server
 from builder.cli import app
-from builder.console import Reporter, pace
+from builder.config import Benchmark
+from builder.console import Progress, Reporter, pace
+from builder.decontaminate import update_contaminations
 from builder.dedup import update_duplicates
 from builder.features import update_features
 from builder.release import release
+from builder.report import collect, collect_release
+from builder.selection import select
 from builder.store import Run, columns_table
 from builder.toy.train import TEACHER
 
@@ -116,6 +123,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
+@pytest.fixture
+def every(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that lets plain lines say all that they are told: whenever it is read, a minute has gone."""
+    minutes = itertools.count(0.0, 60.0)
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(minutes)))
+
+
 def reporter_on(terminal: bool) -> tuple[Reporter, io.StringIO]:
     reporter, written = Reporter(), io.StringIO()
     reporter.err = Console(file=written, force_terminal=terminal, width=80, soft_wrap=not terminal)
@@ -151,12 +165,56 @@ def test_each_step_of_a_job_has_a_pace_of_its_own(clock: SimpleNamespace) -> Non
     assert written.getvalue().splitlines() == ["first: 1 of 1", "second: 300 of 900, 10/s, 60 s left"]
 
 
+def test_the_pace_of_a_step_is_that_of_what_it_did_itself(clock: SimpleNamespace) -> None:
+    reporter, written = reporter_on(terminal=False)
+    with reporter.progress("release") as meter:
+        for clock.now, done in ((100.0, 600), (130.0, 660)):
+            meter.step("second", done, 900)
+    assert written.getvalue().splitlines() == ["second: 600 of 900", "second: 660 of 900, 2/s, 2 min left"]
+
+
+def test_what_counts_nothing_says_for_how_long_it_goes_on(clock: SimpleNamespace) -> None:
+    reporter, written = reporter_on(terminal=False)
+    with reporter.progress("report") as meter:
+        for clock.now, step in ((40.0, "count replies"), (50.0, "read replies"), (110.0, "read replies")):
+            meter.step(step, 0)
+    assert written.getvalue().splitlines() == ["count replies", "read replies: 60 s so far"]
+
+
+def test_lines_come_while_nothing_is_told_and_none_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    reporter, written = reporter_on(terminal=False)
+    monkeypatch.setattr(console, "_EVERY_S", 0.01)
+    with reporter.progress("select") as meter:
+        meter.step("rule answer_wrong", 3, 9)
+        for _ in range(3000):
+            if written.getvalue().count("rule answer_wrong: 3 of 9") > 3:
+                break
+            time.sleep(0.01)
+    assert written.getvalue().count("rule answer_wrong: 3 of 9") > 3
+    assert isinstance(meter, console._Lines)
+    assert not meter._thread.is_alive()
+
+
+def test_a_meter_is_silent_when_quiet_and_for_a_program_that_reads_json(every: None) -> None:
+    for silent in ("quiet", "as_json"):
+        reporter, written = reporter_on(terminal=False)
+        setattr(reporter, silent, True)
+        with reporter.progress("score") as meter:
+            meter.update(1, 10)
+        assert (type(meter), written.getvalue()) == (console.Meter, "")
+    reporter, written = reporter_on(terminal=True)
+    reporter.as_json = True
+    with reporter.progress("score") as meter:
+        meter.update(1, 10)
+    assert "1/10" in bare(written.getvalue())
+
+
 def test_a_bar_says_the_same(clock: SimpleNamespace) -> None:
     reporter, written = reporter_on(terminal=True)
     with reporter.progress("score") as meter:
         clock.now = 40.0
         meter.update(1_600, 10_000)
-    assert re.search(r"score .*1600/10000 .*40/s, 4 min left", bare(written.getvalue()))
+    assert re.search(r"score .*1,600/10,000 .*40/s, 4 min left", bare(written.getvalue()))
 
 
 def test_a_long_note_folds_and_never_hides_how_far_the_job_is() -> None:
@@ -165,7 +223,7 @@ def test_a_long_note_folds_and_never_hides_how_far_the_job_is() -> None:
     with reporter.progress("generate") as meter:
         meter.update(2_400, 10_000, note)
     shown = bare(written.getvalue())
-    assert "2400/10000" in shown
+    assert "2,400/10,000" in shown
     assert all(word in shown for word in note.split())
     assert max(map(len, re.split(r"[\r\n]+", shown))) <= 80
 
@@ -177,12 +235,16 @@ def test_without_a_total_a_pace_has_no_end_and_nothing_done_has_no_pace() -> Non
 
 def test_features_and_the_rows_of_a_release_tell_how_far_they_are(made: Selected, tmp_path: Path) -> None:
     run, result = made
-    told: list[tuple[str, int, int]] = []
+    told: list[tuple[str, int, int | None]] = []
     release(run, recipe(), result, progress=lambda *now: told.append(now))
     assert told == [
+        ("join rows", 0, None),
+        ("gather texts", 0, 12),
+        ("gather texts", 12, 12),
         ("release low-temperature", 3, 3),
         ("release high-temperature", 3, 3),
         ("release candidates", 12, 12),
+        ("statistics and card", 0, None),
     ]
     fresh = Run(tmp_path / "fresh")
     for name in ("p", "q"):
@@ -246,3 +308,49 @@ def test_near_copies_and_benchmarks_say_how_far_they_are(tmp_path: Path) -> None
     run.append("responses", columns_table("responses", rows))
     update_duplicates(run, progress=lambda *now: said.append(now))
     assert said[:2] == [("sign replies", 64, 70), ("sign replies", 70, 70)]
+
+
+def select_it(run: Run, _: Path, progress: Progress) -> None:
+    run.replace("rejections", run.schema("rejections").empty_table())
+    select(run, recipe(), progress=progress)
+
+
+def report_it(run: Run, _: Path, progress: Progress) -> None:
+    collect(run, recipe(), progress=progress)
+
+
+def report_release(run: Run, _: Path, progress: Progress) -> None:
+    collect_release(str(release(run, recipe(), select(run, recipe())).path), progress=progress)
+
+
+def release_it(run: Run, _: Path, progress: Progress) -> None:
+    release(run, recipe(), select(run, recipe()), progress=progress)
+
+
+def compare_benchmarks(run: Run, folder: Path, progress: Progress) -> None:
+    (folder / "b.jsonl").write_text('{"prompt": "What is 1 + 2, you ask?"}\n', encoding="utf-8")
+    update_contaminations(run, {"aime24": Benchmark(source=str(folder / "b.jsonl"))}, progress)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize(
+    ("job", "steps"),
+    [
+        (select_it, ["rule response_truncated 0/", "rule answer_wrong 1/", "selector teacher_sentence_count",
+                     "stage low-temperature", "stage high-temperature", "write the selection"]),
+        (report_it, ["count replies", "read replies", "selector random 1/4", "texts for the lens",
+                     "distribution of mean_delta 1/4", "index"]),
+        (report_release, ["open the release", "read replies", "selector longest 2/4", "index"]),
+        (release_it, ["join rows", "gather texts 0/12", "release candidates 12/12", "statistics and card"]),
+        (compare_benchmarks, ["read benchmark aime24 0/1", "index benchmarks 0/1", "compare with benchmarks 0/3"]),
+    ],
+)  # fmt: skip
+def test_a_long_job_names_its_steps_and_says_how_far_it_is(
+    made: Selected, tmp_path: Path, every: None, terminal: bool, job: Callable[..., None], steps: list[str]
+) -> None:
+    reporter, written = reporter_on(terminal)
+    with reporter.progress("job") as meter:
+        job(made[0], tmp_path, meter.step)
+    shown = [re.sub("[━╸╺ ]+", " ", line) for line in re.split(r"[\r\n]+", bare(written.getvalue()))]
+    wanted = [step if terminal else re.sub(r" (\d+)/(\d*)$", r": \1 of \2", step) for step in steps]
+    assert [step for step in wanted if not any(line.startswith(step) for line in shown)] == []

@@ -164,10 +164,10 @@ def test_a_second_run_computes_only_what_is_missing(tmp_path: Path) -> None:
     run = run_with(tmp_path, [prompt("p", "1", "number")], [reply("a", "p", "1"), reply("b", "p", "2")])
     assert verify(run).computed == 2
     assert verify(run).computed == 0
-    run.append("responses", columns_table("responses", [reply("c", "p", "1"), reply("a", "p", "1")]), shard=1)
-    result = verify(run, shard=1)
+    run.append("responses", columns_table("responses", [reply("c", "p", "1"), reply("a", "p", "1")]))
+    result = verify(run)
     assert (result.computed, result.kept, result.verdicts) == (1, 2, {"correct": 2, "wrong": 1})
-    assert [path.name for path in run.parts("verdicts")] == ["part-000-00000.parquet", "part-001-00000.parquet"]
+    assert [path.name for path in run.parts("verdicts")] == ["part-000-00000.parquet", "part-000-00001.parquet"]
 
 
 def test_another_version_replaces_the_verdicts_of_that_verifier_only(

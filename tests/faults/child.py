@@ -130,7 +130,7 @@ class Faults:
             self.synced.add(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
 
         os.fsync = synced
-        for name in ("replace", "rename", "unlink", "remove", "mkdir", "open"):
+        for name in ("replace", "rename", "link", "unlink", "remove", "mkdir", "open"):
             self.wrap_path(name)
 
         def write_table(rows: Any, where: Any, *values: Any, **named: Any) -> None:
@@ -172,7 +172,11 @@ class Faults:
         def wrapped(path: Any, *values: Any, **named: Any) -> Any:
             if not self.ours(path) or (name == "mkdir" and Path(path).is_dir()):
                 return original(path, *values, **named)
-            if name in ("replace", "rename") and _is_record(path) and str(Path(path).resolve()) not in self.synced:
+            if (
+                name in ("replace", "rename", "link")
+                and _is_record(path)
+                and str(Path(path).resolve()) not in self.synced
+            ):
                 self.say(f"unsynced 0 {path}")
             return self.pass_by(f"{name} {Path(path).name}", lambda: original(path, *values, **named))
 

@@ -1,0 +1,210 @@
+"""Write docs/proof.md and its plots from what run.py left: `python tests/proof/page.py [--out proof]`.
+
+Everything shown comes from the runs' own tables by the SQL files here. The same folder gives the same bytes.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import numpy as np
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from builder.charts import Dot, dot_chart
+
+HERE: Final = Path(__file__).resolve().parent
+DRAWS: Final = 10_000
+Verdicts = Mapping[int, Mapping[str, bool]]
+"""Whether the reply to a question was correct, by seed and question."""
+
+_STYLE: Final = (
+    "text{font-family:system-ui,-apple-system,'Segoe UI',Roboto,'Noto Sans','DejaVu Sans',sans-serif;fill:#1b1f26}"
+    ".title{font-size:17px;font-weight:600}.label,.value{font-size:14px}.tick{font-size:12px;fill:#59616e}"
+    ".grid{stroke:#dcdcd6}.interval{stroke:#0a6a93;stroke-width:2}.dot{fill:#0a6a93}"
+)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A share, or a difference of two, with its 95% interval and the values of the single seeds; all in [−1, 1]."""
+
+    value: float
+    low: float
+    high: float
+    seeds: tuple[float, ...]
+
+    @property
+    def reading(self) -> str:
+        """What the interval allows to say, by rule."""
+        return "helps" if self.low > 0 else "hurts" if self.high < 0 else "cannot be told at this size"
+
+
+def bootstrap(values: Sequence[Sequence[int]], seed: int = 0) -> Interval:
+    """Mean over seeds of the means over questions, and its percentile interval over 10,000 draws.
+
+    `values` are −1, 0 or 1 by seed and question: verdicts, or differences of two verdicts on one question. A draw takes
+    as many seeds with replacement, and of each as many questions with replacement; of three values, the questions of a
+    draw are a multinomial count. With five seeds or fewer the first step is coarse, and the interval is too narrow
+    rather than too wide.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = np.array([len(one) for one in values])
+    shares = np.array([[one.count(value) / len(one) for value in (-1, 0, 1)] for one in map(list, values)])
+    drawn = rng.integers(len(values), size=(DRAWS, len(values)))
+    counts = rng.multinomial(sizes[drawn], shares[drawn])
+    means = ((counts[..., 2] - counts[..., 0]) / sizes[drawn]).mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    own = tuple(float(share[2] - share[0]) for share in shares)
+    return Interval(sum(own) / len(own), float(low), float(high), own)
+
+
+def alone(arm: Verdicts) -> Interval:
+    """pass@1 of an arm."""
+    return bootstrap([[int(correct) for correct in arm[seed].values()] for seed in sorted(arm)])
+
+
+def paired(arm: Verdicts, control: Verdicts) -> Interval:
+    """pass@1 of an arm less that of its control, on the seeds and questions that both have."""
+    seeds = sorted(arm.keys() & control.keys())
+    if different := [seed for seed in seeds if arm[seed].keys() != control[seed].keys()]:
+        raise SystemExit(f"Seed {different[0]}: the two arms answered different questions, so they are not paired.")
+    return bootstrap(
+        [[int(arm[s][question]) - int(control[s][question]) for question in sorted(arm[s])] for s in seeds]
+    )
+
+
+def table(root: Path, name: str) -> list[dict[str, Any]]:
+    """Rows of a SQL file of this folder on what is below `root`; none where no file of that kind is there."""
+    connection = duckdb.connect()
+    connection.execute("set threads = 1")
+    connection.execute("set file_search_path = $root", {"root": str(root.resolve())})
+    try:
+        found = connection.sql((HERE / f"{name}.sql").read_text(encoding="utf-8").rstrip().rstrip(";"))
+    except duckdb.IOException as error:
+        if "No files found" in str(error):
+            return []
+        raise
+    return [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
+
+
+def verdicts(root: Path) -> dict[tuple[str, str], dict[int, dict[str, bool]]]:
+    """By task and arm; an R1 box is task `r1` with its questions, `r1 stories` with its stories."""
+    found: dict[tuple[str, str], dict[int, dict[str, bool]]] = defaultdict(lambda: defaultdict(dict))
+    for row in table(root, "verdicts"):
+        task = "r1 stories" if row["verifier"] == "ifeval" else row["task"]
+        answered = found[task, row["arm"]][row["seed"]]
+        if row["prompt_id"] in answered:
+            raise SystemExit(
+                f"{row['task']}-{row['seed']}: arm {row['arm']} was evaluated twice, with other weights or "
+                "settings, and nothing says which counts. Remove one of the two folders below eval/."
+            )
+        answered[row["prompt_id"]] = row["correct"]
+    return found
+
+
+def section(claim: Mapping[str, Any], known: Mapping[tuple[str, str], Verdicts], rows: list[dict[str, Any]]) -> Any:
+    """A claim with its arms and comparisons, as far as they were run."""
+    arms, compared = [], []
+    for task in claim["task"]:
+        for name in claim["arms"]:
+            if (task, name) in known:
+                stages = [row for row in rows if (row["task"], row["arm"]) == (task, name) and row["tokens"]]
+                seeds = len({row["seed"] for row in stages}) or 1
+                counted = {key: sum(row[key] for row in stages) / seeds for key in ("rows", "tokens")}
+                arms.append({"task": task, "arm": name, "share": alone(known[task, name]), **counted})
+        for name, control, paper in claim["compare"]:
+            if {(task, name), (task, control)} <= known.keys():
+                one = {"task": task, "arm": name, "control": control, "paper": paper}
+                compared.append(one | {"difference": paired(known[task, name], known[task, control])})
+    return dict(claim) | {"arms": arms, "compared": compared}
+
+
+def plot(title: str, arms: Sequence[Mapping[str, Any]]) -> str:
+    """A picture of its own, in the look of the cards' plots."""
+    dots = [Dot(f"{arm['task']}: {arm['arm']}", *_clipped(arm["share"])) for arm in arms]
+    height = 48 * len(dots) + 92
+    return str(
+        Markup(
+            '<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" viewBox="0 0 760 {height}" '
+            'role="img" aria-label="{title}"><style>{style}</style>'
+            '<rect x="0.5" y="0.5" width="759" height="{low}" rx="8" fill="#fdfdfc" stroke="#dcdcd6"/>'
+            '<text x="24" y="32" class="title">{title}</text>'
+            '<svg x="24" y="52" width="712" height="{inner}">{chart}</svg></svg>\n'
+        ).format(
+            height=height, low=height - 1, inner=height - 60, title=title, style=Markup(_STYLE),
+            chart=dot_chart(dots, title),
+        )
+    )  # fmt: skip
+
+
+def _clipped(share: Interval) -> tuple[float, float, float]:
+    return share.value, max(share.low, 0.0), min(share.high, 1.0)
+
+
+def page(root: Path, *, quick: bool) -> tuple[str, dict[str, str]]:
+    """The text of the page, and its plots by file name. Raises SystemExit where nothing was evaluated."""
+    known, rows = verdicts(root), table(root, "arms")
+    if not known:
+        raise SystemExit(f"{root} holds no evaluation yet, so there is nothing to show. Run run.py first.")
+    claims = yaml.safe_load((HERE / "claims.yaml").read_text(encoding="utf-8"))
+    sections = [one for claim in claims if (one := section(claim, known, rows))["arms"]]
+    boxes = [
+        {"arm": arm, "share": alone(one), "stories": alone(known["r1 stories", arm])}
+        for (task, arm), one in known.items()
+        if task == "r1"
+    ]
+    seeds = {
+        task: sorted({seed for (one, _), found in known.items() if one == task for seed in found}) for task, _ in known
+    }
+    settings = json.loads((root / "settings.json").read_text(encoding="utf-8"))
+    jinja = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    jinja.filters |= {"points": _points, "percent": lambda share: f"{100 * share:.1f}"}
+    text = jinja.get_template("page.md.jinja").render(
+        quick=quick, sections=sections, boxes=sorted(boxes, key=lambda box: box["share"].value), seeds=seeds,
+        settings=settings, overlap=table(root, "overlap"), releases=_releases(rows), seconds=_seconds(rows),
+        comparisons=sum(len(one["compared"]) for one in sections),
+    )  # fmt: skip
+    return text, {f"{one['name']}.svg": plot(one["title"], one["arms"]) for one in sections}
+
+
+def _releases(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Release of every arm that has one, once each."""
+    found = {(row["task"], row["seed"], row["arm"]): row for row in rows if row["version"]}
+    return [found[key] for key in sorted(found)]
+
+
+def _seconds(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Of one thread, by task."""
+    cells = {(row["task"], row["seed"], row["arm"]): row["total_seconds"] for row in rows}
+    return {
+        task: sum(spent for key, spent in cells.items() if key[0] == task) for task in sorted({key[0] for key in cells})
+    }
+
+
+def _points(difference: float) -> str:
+    """Percentage points with a sign."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("proof"), help="what run.py left")
+    parser.add_argument("--page", type=Path, default=Path("docs/proof.md"), help="where the page goes, plots beside it")
+    given = parser.parse_args()
+    text, plots = page(given.out, quick=json.loads((given.out / "settings.json").read_text("utf-8"))["size"] == "quick")
+    folder = given.page.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, svg in plots.items():
+        (folder / name).write_text(svg, encoding="utf-8")
+    given.page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

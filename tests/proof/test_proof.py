@@ -1,0 +1,175 @@
+"""The proof's arithmetic, without its runs: intervals recomputed otherwise, pages from rows that are written here."""
+
+import json
+import random
+import sys
+from itertools import product
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import page
+import run
+import tasks
+
+
+def by_hand(values: list[list[int]], draws: int) -> tuple[float, float]:
+    """The same bootstrap, draw by draw, question by question, with another generator."""
+    rng, means = random.Random(1), []
+    for _ in range(draws):
+        seeds = rng.choices(values, k=len(values))
+        means.append(sum(sum(rng.choices(one, k=len(one))) / len(one) for one in seeds) / len(seeds))
+    means.sort()
+    return means[round(0.025 * draws)], means[round(0.975 * draws) - 1]
+
+
+def test_an_interval_agrees_with_one_that_is_drawn_question_by_question() -> None:
+    rng = random.Random(0)
+    values = [[rng.choices((-1, 0, 1), weights)[0] for _ in range(60)] for weights in ((1, 6, 3), (2, 6, 2), (1, 4, 5))]
+    found = page.bootstrap(values)
+    low, high = by_hand(values, 4000)
+    assert found.value == pytest.approx(sum(sum(one) for one in values) / 180)
+    assert found.low == pytest.approx(low, abs=0.02)
+    assert found.high == pytest.approx(high, abs=0.02)
+
+
+def test_of_two_questions_and_one_seed_the_interval_is_all_that_can_be_drawn() -> None:
+    found = page.bootstrap([[1, 0]])  # means 0, 1/2 and 1 with chances 1/4, 1/2, 1/4
+    assert (found.value, found.low, found.high, found.seeds) == (0.5, 0.0, 1.0, (0.5,))
+
+
+def test_seeds_that_disagree_widen_the_interval_beyond_that_of_the_questions() -> None:
+    apart = page.bootstrap([[1] * 100, [0] * 100])
+    alike = page.bootstrap([[1, 0] * 50, [1, 0] * 50])
+    assert (apart.low, apart.high) == (0.0, 1.0)
+    assert alike.high - alike.low < 0.25
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0.01, 0.2, "helps"), (-0.2, -0.01, "hurts"), (0.0, 0.2, "cannot be told at this size")],
+)
+def test_a_reading_follows_from_the_interval(low: float, high: float, words: str) -> None:
+    assert page.Interval(0.1, low, high, (0.1,)).reading == words
+
+
+def test_arms_that_answered_different_questions_are_not_paired() -> None:
+    with pytest.raises(SystemExit, match="Seed 0: the two arms answered different questions"):
+        page.paired({0: {"a": True}}, {0: {"b": True}})
+
+
+def written(root: Path, arms: dict[str, list[list[bool]]]) -> Path:
+    """What run.py leaves of task words: verdicts of evaluations by arm, seed and question, and an arm's release."""
+    for arm, seeds in arms.items():
+        for seed, found in enumerate(seeds):
+            tables = root / f"words-{seed}" / "runs" / "words" / "eval" / f"{arm}-0123abcd" / "tables"
+            ids = [f"r{place}" for place in range(len(found))]
+            for name, columns in {
+                "responses": {"prompt_id": [f"q{one}" for one in ids], "completion_tokens": [9] * len(ids)},
+                "verdicts": {
+                    "verdict": ["correct" if one else "wrong" for one in found],
+                    "verifier": ["math"] * len(ids),
+                },
+            }.items():
+                (tables / name).mkdir(parents=True)
+                pq.write_table(pa.table({"response_id": ids, **columns}), tables / name / "part-0.parquet")
+            place = root / f"words-{seed}" / "arms" / f"{arm}.json"
+            place.parent.mkdir(exist_ok=True)
+            stages = [{"stage": arm, "rows": 10, "tokens": 1234}]
+            place.write_text(
+                json.dumps({"version": "v1", "build_id": "b" * 64, "stages": stages, "total_seconds": 60.0})
+            )
+    run.settle(root, "quick", "held-out")
+    return root
+
+
+def test_the_page_says_what_the_verdicts_say_and_is_the_same_twice(tmp_path: Path) -> None:
+    good, bad = [True] * 18 + [False] * 2, [True] * 4 + [False] * 16
+    root = written(tmp_path / "proof", {"count": [good, good], "random": [bad, bad]})
+    text, plots = page.page(root, quick=True)
+    assert "| words | count − random | +3.1; companion +2.5 | +70.0 [" in text
+    assert "+70.0 +70.0 | helps |" in text
+    assert "| words | count | 90.0 [" in text and "| 10 | 1,234 | 123.4 |" in text
+    assert text.startswith("**This page is of the quick run")
+    assert set(plots) == {"selection.svg"}
+    assert (text, plots) == page.page(root, quick=True)
+
+
+def test_a_folder_without_evaluations_gives_no_page(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="holds no evaluation yet"):
+        page.page(tmp_path, quick=False)
+
+
+def test_a_folder_takes_one_proof_only(tmp_path: Path) -> None:
+    run.settle(tmp_path, "quick", "held-out")
+    run.settle(tmp_path, "quick", "held-out")
+    with pytest.raises(SystemExit, match="holds a proof with other settings"):
+        run.settle(tmp_path, "quick", "tuning")
+
+
+@pytest.mark.parametrize("task", ["words", "rows"])
+def test_every_claim_compares_arms_that_there_are_for_some_task(task: str) -> None:
+    claims = yaml.safe_load((run.HERE / "claims.yaml").read_text(encoding="utf-8"))
+    known = {arm.name for arm in run.arms_of("words", sensitivity=True)} | {"base", "teacher", "low-one"}
+    for claim in claims:
+        named = {*claim["arms"], *(name for compared in claim["compare"] for name in compared[:2])}
+        assert named <= known
+    cut = {name for arm in run.arms_of(task, sensitivity=True) for name in arm.given.get("cut_to", [])}
+    assert cut <= known
+
+
+def test_an_arm_is_cut_to_the_tokens_of_the_shortest_and_that_one_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("arms").mkdir()
+    for name, tokens in {"random": 8_100, "count": 9_000, "longest": 12_345}.items():
+        Path(f"arms/{name}.json").write_text(json.dumps({"stages": [{"stage": name, "rows": 110, "tokens": tokens}]}))
+    found = {arm.name: run._rows_within(arm) for arm in run.arms_of("rows", sensitivity=False) if "cut_to" in arm.given}
+    assert found == {"random-tokens": 110, "count-tokens": 99}
+
+
+def test_a_stage_that_is_short_of_rows_is_refused() -> None:
+    arm = next(arm for arm in run.arms_of("words", sensitivity=False) if arm.name == "low")
+    overrides = arm.overrides(run.SIZES["quick"], "words")
+    run._check_rows(arm, [{"stage": "low-one", "rows": 120}, {"stage": "low-two", "rows": 120}], overrides)
+    with pytest.raises(SystemExit, match="stage low-two has 119 rows and not 120"):
+        run._check_rows(arm, [{"stage": "low-one", "rows": 120}, {"stage": "low-two", "rows": 119}], overrides)
+
+
+def test_what_was_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done: list[str] = []
+    for _ in range(2):
+        run._once("one", lambda: done.append("work") or {"version": "v1"})
+    with pytest.raises(ZeroDivisionError):
+        run._once("two", lambda: {"version": str(1 / 0)})
+    assert done == ["work"] and run._read("one")["version"] == "v1"
+    assert [path.name for path in Path("arms").iterdir()] == ["one.json"]
+
+
+def test_rows_are_rewritten_step_by_step() -> None:
+    assert tasks.rows([5, 2, 4, 1], (4, 0, -2)) == [[9, 6, 8, 5], [6, 8, 5, 9], [4, 6, 3, 7]]
+
+
+@pytest.mark.parametrize("draw", [tasks.word_problems, tasks.row_problems])
+def test_the_parts_of_the_questions_share_none(draw: object) -> None:
+    assert callable(draw)
+    train, held_out, other = (
+        {one.question for one in draw(200, seed, part)}
+        for seed, part in ((0, "train"), (0, "held-out"), (1, "held-out"))
+    )
+    assert len(train) == len(held_out) == 200
+    assert not train & (held_out | other)
+
+
+def test_an_answer_without_skill_is_the_row_itself() -> None:
+    problem = tasks.row_problems(1, 0)[0]
+    for skill, answer in product((True, False), (problem.gold, problem.items)):
+        said = tasks.row_reply(problem, random.Random(0), skill=skill)
+        assert said.endswith(f"The answer is {answer}.") is (skill == (answer == problem.gold))
