@@ -13,7 +13,7 @@ import httpx2
 import msgspec
 from openai import AsyncStream, Timeout
 
-from builder.client import MAX_BODY_BYTES, Lane, RefusedError, RetryableError, _sorted_errors
+from builder.client import MAX_BODY_BYTES, Lane, RefusedError, RetryableError, sorted_errors
 
 LABEL: Final = "tempered"
 """Name of the metadata that carries our reference: so a batch is found again whose id nobody wrote down."""
@@ -83,7 +83,7 @@ class BatchApi:
         """The id of an uploaded JSONL file."""
         file.seek(0)
         options: Any = {"headers": {"Content-Type": "multipart/form-data"}, "timeout": _TRANSFER}
-        with _sorted_errors(self.lane):
+        with sorted_errors(self.lane):
             answer = await self.lane.client.post(
                 "/files",
                 body={"purpose": "batch"},
@@ -127,7 +127,7 @@ class BatchApi:
     async def lines(self, file_id: str) -> AsyncIterator[bytes]:
         """Lines of a result file as it arrives, without their ends. A last line that is torn comes as it is."""
         path = f"/files/{quote(file_id, safe='')}/content"
-        with _sorted_errors(self.lane):
+        with sorted_errors(self.lane):
             response = await self._stream(path, _TRANSFER)
             async with aclosing(response), aclosing(response.aiter_bytes()) as body:
                 rest = bytearray()
@@ -153,14 +153,14 @@ class BatchApi:
 
     async def _post(self, path: str, body: dict[str, Any]) -> bytes:
         options: Any = {"timeout": _TIMEOUT}
-        with _sorted_errors(self.lane):
+        with sorted_errors(self.lane):
             answer = await self.lane.client.post(
                 path, body=body, options=options, cast_to=httpx2.Response, stream=True, stream_cls=AsyncStream[Any]
             )
             return await _whole(answer)
 
     async def _get(self, path: str) -> bytes:
-        with _sorted_errors(self.lane):
+        with sorted_errors(self.lane):
             return await _whole(await self._stream(path, _TIMEOUT))
 
     async def _stream(self, path: str, timeout: Timeout) -> httpx2.Response:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from builder import journal as journals
 from builder.batch_config import price_factor_of
 from builder.identity import response_id
-from builder.journal import FAILED, REPLY, Attempt, _reading
+from builder.journal import FAILED, REPLY, Attempt, reading_journal
 from builder.journal_writer import INSERT_ATTEMPT, Journal, attempt_values
 
 RECORDED, UPLOADED, OPEN, ENDED, LOST = "recorded", "uploaded", "open", "ended", "lost"
@@ -178,7 +178,7 @@ def _sound(text: str) -> str:
 
 def _rows(path: Path, query: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
     """Rows of a query on one journal; none where another host writes it, or an earlier version did, without batches."""
-    with _reading(path) as connection:
+    with reading_journal(path) as connection:
         if (
             connection is None
             or not connection.execute("select 1 from sqlite_master where name = 'batch_attempts'").fetchone()

@@ -13,6 +13,7 @@ from builder.errors import UsageError
 from builder.eval_command import evaluate
 from builder.options import (
     BUDGET,
+    SPREAD,
     AllowCodeOption,
     Context,
     DebugOption,
@@ -114,7 +115,7 @@ def plan(
     show_plan(context.reporter, context.recipe, made)
 
 
-@recipe_command(app, options=("limit", "shard", *BUDGET))
+@recipe_command(app, options=("limit", *SPREAD, *BUDGET))
 def generate(
     context: Context,
     forget_missing: Annotated[
@@ -172,7 +173,7 @@ def mix(
     context.steps.mix(student, endpoint)
 
 
-@recipe_command(app, options=("shard",))
+@recipe_command(app, options=SPREAD)
 def score(
     context: Context,
     retry: Annotated[
@@ -183,7 +184,7 @@ def score(
     context.steps.score(retry=retry)
 
 
-recipe_command(app, options=("shard", *BUDGET))(verify)
+recipe_command(app, options=(*SPREAD, *BUDGET))(verify)
 recipe_command(app, options=("limit", *BUDGET, "allow_code"))(pairs)
 recipe_command(app, options=("limit", *BUDGET, "allow_code"))(rewrite)
 recipe_command(app, options=("allow_code",))(review)
@@ -229,7 +230,7 @@ app.command()(release)
 recipe_command(app, writes=False)(publish)
 
 
-@recipe_command(app, "run", options=("limit", "shard", *BUDGET, "allow_code"))
+@recipe_command(app, "run", options=("limit", *SPREAD, *BUDGET, "allow_code"))
 def run_all(context: Context) -> None:
     """Every step from prompts to release, each doing only what is missing; one of N shards: up to what needs all."""
     context.steps.everything()
@@ -291,7 +292,15 @@ def explain(
     from builder.show_explained import show_explanation
 
     folder = context.steps.recipe_dir
-    found = look(context.run, context.recipe, response_id, recipe_dir=folder, allow_code=context.steps.allow_code)
+    with context.reporter.progress("explain") as meter:
+        found = look(
+            context.run,
+            context.recipe,
+            response_id,
+            recipe_dir=folder,
+            allow_code=context.steps.allow_code,
+            progress=meter.step,
+        )
     show_explanation(context.reporter, found, with_text=text)
 
 
@@ -310,8 +319,16 @@ def compare(
     from builder.show_compared import show_compared
 
     other = other_recipe(context.path, context.overrides, against, changes or [])
-    folder = context.steps.recipe_dir
-    found = compare_recipes(context.run, context.recipe, folder, other, sample, allow_code=context.steps.allow_code)
+    with context.reporter.progress("compare") as meter:
+        found = compare_recipes(
+            context.run,
+            context.recipe,
+            context.steps.recipe_dir,
+            other,
+            sample,
+            allow_code=context.steps.allow_code,
+            progress=meter.step,
+        )
     show_compared(context.reporter, found)
 
 

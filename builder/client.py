@@ -145,7 +145,7 @@ class Client:
         """Names that the endpoint lists, none where its list cannot be read; raises EndpointError when it is down."""
         lane = lane or self.lanes[0]
         client = lane.client.with_options(timeout=30.0)
-        with _sorted_errors(lane):
+        with sorted_errors(lane):
             listed = await client.get("/models", cast_to=httpx2.Response, stream=True, stream_cls=AsyncStream[Any])
             body = await _read(lane, listed)
         try:
@@ -161,7 +161,7 @@ class Client:
         Raises RetryableError, RefusedError or RejectedError; FatalReply for a body above MAX_BODY_BYTES.
         """
         lane = lane or self.lanes[0]
-        with _sorted_errors(lane):
+        with sorted_errors(lane):
             answer = await lane.client.post(
                 route, body=payload, cast_to=httpx2.Response, stream=True, stream_cls=AsyncStream[Any]
             )
@@ -229,7 +229,7 @@ def _too_large(lane: Lane) -> FatalReply:
     )
 
 
-class _sorted_errors:  # noqa: N801 - reads as a phrase
+class sorted_errors:  # noqa: N801 - reads as a phrase
     """openai's and the transport's exceptions as ours; never with the key."""
 
     def __init__(self, lane: Lane) -> None:

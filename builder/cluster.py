@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from builder import errors, journal
 from builder.claim import claimed
-from builder.cluster_pool import ClusterError, Pool
+from builder.cluster_pool import Pool
 from builder.cluster_worker import Job, Report, code_version
 from builder.console import Meter, Reporter
-from builder.errors import BuilderError, UsageError
+from builder.errors import BuilderError, ClusterError, UsageError
 from builder.live import Live
 from builder.pipeline import Steps
 from builder.show import note, show_generated, show_resampled, show_scored, show_verified

@@ -6,15 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from builder.cluster_worker import Job, Report, Scorer, work
-from builder.errors import BuilderError
+from builder.errors import ClusterError
 
 MAX_LOST: Final = 3
 """A shard whose workers die this often is given up: the third time it is hardly the node."""
 _EVERY_S: Final = 1.0
-
-
-class ClusterError(BuilderError):
-    """The cluster cannot do a shard: nothing to run it on, workers that keep dying, or nodes that do not fit."""
 
 
 @dataclass

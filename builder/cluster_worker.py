@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,6 @@ from builder.tally import Tally
 if TYPE_CHECKING:
     from builder.candidate import StudentModel
     from builder.config import Recipe
-    from builder.pipeline import Steps
 
 SEEN_S: Final = 10.0
 """A network disk may show a new file this much later, seconds."""
@@ -78,10 +77,6 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     failure: tuple[str | None, str] | None = None
     is_interrupted: bool = False
-
-
-class Unfit(errors.BuilderError):
-    """This node cannot work on the run: it has other code, or does not see the run directory."""
 
 
 def code_version() -> str:
@@ -161,27 +156,11 @@ def _step(job: Job, report: Report, student: HeldStudent | None) -> None:
     reporter = _Kept(run, report)
     limits = Limits(job.max_cost, job.max_tokens)
     shard = (report.shard, job.shards)
-    steps = Steps(run, recipe, Path(job.recipe_dir), reporter, shard, job.limit, limits, job.allow_code)
-    if job.step == "score" and student is not None:
+    if student is not None:
         student.recipe = recipe
-        _score(steps, student, **job.options)
-    else:
-        getattr(steps, job.step)(**job.options)
-
-
-def _score(steps: "Steps", student: Any, *, retry: bool = False) -> None:
-    """As `Steps.score`, with a student that other shards had, too."""
-    from builder.rescore import tokens_to_rescore
-    from builder.score import score
-    from builder.show import show_scored
-
-    run, recipe, shard = steps.run, steps.recipe, steps.shard
-    budget = steps._budget()
-    with budget.spending(run, shard), steps.reporter.progress("score") as meter:
-        budget.require(tokens_to_rescore(run, recipe, shard=shard), "rescoring by the teacher")
-        result = score(run, recipe, shard=shard, student=student, retry=retry, progress=meter.update)
-    show_scored(steps.reporter, result)
-    run.event("score", asdict(result))
+    held: Any = student
+    steps = Steps(run, recipe, Path(job.recipe_dir), reporter, shard, job.limit, limits, job.allow_code, held)
+    getattr(steps, job.step)(**job.options)
 
 
 class _Kept(Reporter):
@@ -216,17 +195,17 @@ class _Seen(Meter):
 
 
 def _require_fit(job: Job) -> None:
-    """Raise Unfit where this node has other code, or does not see what the coordinator sees."""
+    """Raise ClusterError where this node has other code, or does not see what the coordinator sees."""
     host = gethostname()
     if job.code != code_version():
-        raise Unfit(
+        raise errors.ClusterError(
             f"node {host} has {code_version()}, the coordinator has {job.code}. Shards of two versions could pay twice "
             "or make rows of two kinds. Install one version on all nodes."
         )
     until = time.monotonic() + SEEN_S
     while not _stands(job):
         if time.monotonic() > until:
-            raise Unfit(
+            raise errors.ClusterError(
                 f"node {host} does not see the run directory {job.root} as the coordinator does: {job.coordinator} is "
                 "not there or another. All nodes need the run directory at one path, on one shared disk. Mount it "
                 "there, or give another with --run."

@@ -9,6 +9,7 @@ BuilderError
 ├── BudgetError         a limit on money or tokens ended the step
 ├── JournalError        a paid reply could not be recorded, or a record cannot be trusted
 ├── TableError          a table of the run is missing, unreadable or breaks its schema
+├── ClusterError        the cluster cannot do a shard: no place, workers that keep dying, nodes that do not fit
 ├── ScoreError          divergence cannot be computed as asked
 ├── VerifyError         a verifier cannot run at all (never: an answer is wrong)
 ├── SqlError            a SQL file breaks its contract, or refuses to run within its limits
@@ -64,6 +65,10 @@ class JournalError(BuilderError):
 
 class TableError(BuilderError):
     """A table of the run is missing, unreadable or breaks its schema."""
+
+
+class ClusterError(BuilderError):
+    """The cluster cannot do a shard: nothing to run it on, workers that keep dying, or nodes that do not fit."""
 
 
 class ScoreError(BuilderError):

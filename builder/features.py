@@ -31,7 +31,7 @@ from builder.repeats import (
 from builder.repetition import compiled, repetition
 from builder.schema import FEATURES, RESPONSES
 from builder.scripts import OTHER, SCRIPTS, kinds
-from builder.shards import Shard, shard_rows
+from builder.shards import Shard, rewriting, shard_rows
 from builder.store import Run, check_schema
 from builder.supervised import supervised
 from builder.text import QuietSpan, canonical_text, quiet_spans, sentence_ends
@@ -125,7 +125,7 @@ def drop_outdated(run: Run) -> int:
     """
     if all(map(_is_current, run.parts("features"))):
         return 0
-    with claimed(run, "rewrite-features", wait=True):
+    with rewriting(run):
         # looked at again, because the name of one that another shard dropped may be that of its new part by now
         outdated = [part for part in run.parts("features") if not _is_current(part)]
         for part in outdated:

@@ -180,7 +180,7 @@ def bodies(path: Path, *, outcome: str | None, skip: Container[str] = ()) -> Ite
     None of a journal that another host writes now.
     """
     decompressor = zstandard.ZstdDecompressor()
-    with _reading(path) as connection:
+    with reading_journal(path) as connection:
         if not _is_made(connection):
             return
         rows = connection.execute(
@@ -263,7 +263,7 @@ def unreadable(path: Path, error: BaseException | str) -> str:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+def reading_journal(path: Path) -> Iterator[sqlite3.Connection]:
     """A read-only connection, safe beside a writer of this host; to an empty database where another host's writes.
 
     SQLite's write-ahead log needs memory that both share (https://sqlite.org/wal.html, "Disadvantages"), so a writer
@@ -286,7 +286,7 @@ def _rows(path: Path, query: str, values: tuple[Any, ...] = ()) -> Iterator[tupl
 
     A living shard of today's count holds no prompt of another one's: nothing that it stored would be asked here.
     """
-    with _reading(path) as connection:
+    with reading_journal(path) as connection:
         if _is_made(connection):
             yield from connection.execute(query, values)
 

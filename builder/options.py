@@ -4,10 +4,10 @@ import errno
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -39,6 +39,21 @@ SHARED: Final[dict[str, tuple[Any, Any]]] = {
         Annotated[str, typer.Option("--shard", metavar="I/N", help="Work on shard I of N (I from 0).")],
         "0/1",
     ),
+    "engine": (
+        Annotated[
+            Literal["local", "ray"], typer.Option("--engine", help="Work here, or on the Ray cluster of RAY_ADDRESS.")
+        ],
+        "local",
+    ),
+    "shards": (
+        Annotated[
+            int | None,
+            typer.Option(
+                "--shards", min=1, max=1000, help="With ray: cut the work into N; default: one a node or GPU."
+            ),
+        ],
+        None,
+    ),
     "max_cost": (
         Annotated[
             float | None,
@@ -59,6 +74,7 @@ SHARED: Final[dict[str, tuple[Any, Any]]] = {
 }
 """Options by parameter: type with help, default; in the order of `--help`."""
 BUDGET: Final = ("max_cost", "max_tokens_total")
+SPREAD: Final = ("shard", "engine", "shards")
 
 
 @dataclass(frozen=True)
@@ -134,6 +150,8 @@ def opened(
     quiet: bool = False,
     limit: int | None = None,
     shard: str = "0/1",
+    engine: str = "local",
+    shards: int | None = None,
     max_cost: float | None = None,
     max_tokens_total: int | None = None,
     allow_code: bool = False,
@@ -145,16 +163,22 @@ def opened(
         from builder.recipe import find_recipe, load_recipe
         from builder.store import Run
 
+        _check_engine(engine, shard, shards)
         path = find_recipe(recipe)
         loaded = load_recipe(path, overrides)
         reporter = Reporter(as_json=as_json, quiet=quiet)
         limits = Limits(max_cost, max_tokens_total)
         where = Run(run or Path("runs") / loaded.name)
         steps = Steps(where, loaded, path.parent, reporter, _shard(shard), limit, limits, allow_code)
-        context = Context(steps, path, tuple(overrides or ()))
-        if writes:
-            context.remember()
-        yield context
+        with ExitStack() as cluster:
+            if engine == "ray":
+                from builder.cluster import on_ray
+
+                steps = cluster.enter_context(on_ray(steps, shards))
+            context = Context(steps, path, tuple(overrides or ()))
+            if writes:
+                context.remember()
+            yield context
         reporter.finish()
 
 
@@ -183,6 +207,15 @@ def messages(debug: bool) -> Iterator[None]:
             err=True,
         )
         raise typer.Exit(1) from None
+
+
+def _check_engine(engine: str, shard: str, shards: int | None) -> None:
+    if engine == "local" and shards is not None:
+        raise UsageError(
+            f"--shards {shards} cuts work for a cluster and goes with --engine ray; here, start each with --shard I/N."
+        )
+    if engine == "ray" and shard != "0/1":
+        raise UsageError(f"--shard {shard} is one machine's part, and --engine ray makes the parts itself: --shards N.")
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -32,6 +32,7 @@ from builder.tally import MAX_TRIES, Tally
 
 if TYPE_CHECKING:
     from builder.budget import Budget
+    from builder.candidate import StudentModel
     from builder.mix import MixResult
     from builder.pairs import PairsResult
     from builder.prompts import Prompts
@@ -58,7 +59,7 @@ class Limits:
 class Steps:
     """The steps of one run on one recipe. Each is safe to rerun and does only what its inputs have not seen.
 
-    `allow_code`: whether rules and selectors that are Python may run.
+    `allow_code`: whether rules and selectors that are Python may run. `student`: one that is loaded already.
     """
 
     run: Run
@@ -69,6 +70,7 @@ class Steps:
     limit: int | None = None
     limits: Limits = Limits()
     allow_code: bool = False
+    student: "StudentModel | None" = None
 
     def everything(self) -> "Release | None":
         """Every step in order; a selection that cannot run is refused before anything is paid.
@@ -288,7 +290,9 @@ class Steps:
         budget = self._budget()
         with budget.spending(self.run, self.shard), self.reporter.progress("score") as meter:
             budget.require(tokens_to_rescore(self.run, self.recipe, shard=self.shard), "rescoring by the teacher")
-            result = score(self.run, self.recipe, shard=self.shard, retry=retry, progress=meter.update)
+            result = score(
+                self.run, self.recipe, shard=self.shard, student=self.student, retry=retry, progress=meter.update
+            )
         show_scored(self.reporter, result)
         self.run.event("score", asdict(result))
         self._require_scores(result)

@@ -5,7 +5,7 @@ then its bodies are pruned. A crash anywhere in between leaves the body or the r
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +25,8 @@ from builder.journal_writer import Journal
 from builder.prefix import parse
 from builder.reply import Reply
 from builder.reply_rows import reply_rows
+from builder.schema import TABLES
+from builder.shards import drop_rows
 from builder.store import Run, columns_table, sync_directory
 
 _SEAL_REPLIES = 4096
@@ -202,9 +204,19 @@ class Sealer:
         if missing and not forget_missing:
             raise self._missing_error(missing)
         if missing:
-            self.run.remove({reply.response_id for reply in missing})
+            self._remove({reply.response_id for reply in missing})
             self.journal.give_up([reply.attempt_id for reply in missing]).result()
             self._read_tables()
+
+    def _remove(self, ids: Container[str]) -> None:
+        """Take all rows of these replies, which are of this shard, out of every table."""
+
+        def gone(rows: pa.Table) -> list[bool]:
+            return [identity in ids for identity in rows["response_id"].to_pylist()]
+
+        for name, table in TABLES.items():
+            if "response_id" in table.schema.names:
+                drop_rows(self.run, name, gone)
 
     def _missing_error(self, missing: Sequence[Sealed]) -> TableError:
         parts: Counter[str] = Counter()

@@ -4,11 +4,12 @@ Tables do not depend on N: a part may hold rows of several shards, because N cha
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from builder.claim import claimed
+from builder.claim import Claim, claimed
 from builder.store import Run, where, write_parquet
 
 if TYPE_CHECKING:
@@ -52,6 +53,11 @@ def rows_of(run: Run, table: str, columns: Sequence[str]) -> "pl.DataFrame":
     return pl.DataFrame(run.columns(table, list(columns)))
 
 
+def rewriting(run: Run) -> AbstractContextManager[Claim]:
+    """Alone with what rewrites parts that are there, while inside; parts that come are everybody's."""
+    return claimed(run, "rewrite", wait=True)
+
+
 def drop_rows(
     run: Run, table: str, gone: Callable[[pa.Table], Sequence[bool]], columns: Sequence[str] = ("response_id",)
 ) -> None:
@@ -63,7 +69,7 @@ def drop_rows(
     """
     if not any(any(gone(rows)) for _, rows in run.by_part(table, list(columns))):
         return
-    with claimed(run, f"rewrite-{table}", wait=True):
+    with rewriting(run):
         for part, rows in run.by_part(table):
             goes = gone(rows)
             if any(goes):

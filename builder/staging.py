@@ -15,6 +15,7 @@ from builder.errors import TableError
 from builder.models import student_id
 from builder.resources import resource
 from builder.schema import TABLES
+from builder.shards import rewriting
 from builder.sqlcheck import quoted
 from builder.store import Run, check_schema
 
@@ -97,7 +98,7 @@ def build_staging(run: Run, variables: Mapping[str, str | None], progress: Progr
     it, where a part breaks its schema, or where a key comes twice.
     """
     run.root.mkdir(parents=True, exist_ok=True)
-    with _open(run.database) as connection:
+    with rewriting(run), _open(run.database) as connection:
         connection.begin()
         connection.execute("create table if not exists stg_built (name varchar primary key, made_from varchar)")
         built = _built(connection)

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,17 +114,6 @@ class Run:
             else:
                 return path
 
-    def remove(self, ids: Container[str]) -> None:
-        """Take all rows of these replies out of every table, part by part, each by rename."""
-        for name, table in TABLES.items():
-            if "response_id" not in table.schema.names:
-                continue
-            for part in self.parts(name):
-                rows = _read_part(part)
-                stays = [identity not in ids for identity in rows["response_id"].to_pylist()]
-                if not all(stays):
-                    write_parquet(where(rows, stays), part)
-
     def replace(self, name: str, rows: pa.Table) -> None:
         """Make `rows` the whole table, as one part that takes the old one's place in a single rename.
 
@@ -181,9 +170,13 @@ class Run:
         return columns_table(name, []).select(columns or self.schema(name).names)
 
     def read(self, name: str, columns: Iterable[str] | None = None) -> "pl.DataFrame":
-        """The table in memory; `columns` picks some."""
-        frame = self.scan(name)
-        return (frame if columns is None else frame.select(list(columns))).collect()
+        """The table in memory; `columns` picks some. Each part is read as it was or as it is, where others rewrite it:
+
+        polars opens a path twice when it scans, and panics where the file was replaced in between; this opens it once.
+        """
+        import polars as pl
+
+        return pl.DataFrame(self.columns(name, None if columns is None else list(columns)))
 
 
 def check_schema(table: Table, part: Path) -> None:

@@ -13,6 +13,7 @@ from score_toys import (
     CHATML,
     REPLIES,
     TEACHER,
+    TEXTS,
     byte_level,
     logprobs,
     make_run,
@@ -145,6 +146,25 @@ def test_scores_do_not_depend_on_chunks_or_parts_not_even_in_the_last_bit(
     score(apart, recipe(student))
     for table in ("scores", "sentences"):
         assert rows(together, table) == rows(apart, table)
+
+
+@pytest.mark.parametrize("count", [2, 7])
+def test_shards_of_a_local_student_score_as_one_process_does_to_the_last_bit(
+    student: Path, tmp_path: Path, count: int
+) -> None:
+    asked = [prompt(f"{number:08x}") for number in range(8)]
+    replies = [
+        reply(f"{row['prompt_id']}-{i}", prompt_id=row["prompt_id"], reasoning=reasoning, answer=answer)
+        for row in asked
+        for i, (reasoning, answer) in enumerate(TEXTS)
+    ]
+    one, many = (make_run(tmp_path / name, replies, prompts=asked) for name in ("one", "many"))
+    score(one, recipe(student))
+    for index in range(count):
+        score(many, recipe(student), shard=(index, count))
+    assert len(many.parts("scores")) > 1
+    for table in ("scores", "sentences"):
+        assert rows(one, table) == rows(many, table)
 
 
 STATUSES: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {

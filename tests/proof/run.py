@@ -1,9 +1,9 @@
 """Run the proof: `python tests/proof/run.py [--quick] [--out proof]`; `page.py` writes docs/proof.md from it.
 
-A chain is one task and one seed: questions, a student, replies paid for once, then every arm of arms.yaml as a release
-of that run, a training and an evaluation, each by the command that a user would type, in one process with one thread.
-Two chains run at a time. Whatever is there is kept: run it again after a kill, and it goes on. Below `--out`:
+Two chains run at a time, one thread each: models this small gain nothing from a second one. Whatever is there is kept:
+run it again after a kill, and it goes on. Below `--out`:
 
+    settings.json                    what proof this is
     <task>-<seed>/log.txt            every command, its seconds, what went wrong
     <task>-<seed>/arms/<arm>.json    one arm that is done: release, rows, tokens, seconds
     <task>-<seed>/runs/<task>/       the run: releases, and the evaluations' tables, which are all that page.py reads
@@ -11,294 +11,21 @@ Two chains run at a time. Whatever is there is kept: run it again after a kill, 
 """
 
 import argparse
-import contextlib
 import fcntl
-import functools
-import io
 import json
 import os
-import shlex
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import tasks
-import yaml
+from chain import HERE, SIZES, say
+from tasks import Part
 
-HERE: Final = Path(__file__).resolve().parent
-ROOT: Final = HERE.parents[1]
-LADDER: Final = ROOT / "docs" / "r1-loop.sh"
+LADDER: Final = HERE.parents[1] / "docs" / "r1-loop.sh"
 ENVIRONMENT: Final = {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "10000", "TRANSFORMERS_VERBOSITY": "error"}
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large a proof is: seeds of each task, of which the first so many have the arms of sensitivity; questions of
-    both halves together, of which as many rows of a half train; epochs of a stage."""
-
-    seeds: dict[str, int]
-    sensitivity: dict[str, int]
-    questions: int
-    rows: int
-    held_out: int
-    epochs: dict[str, int]
-
-
-SIZES: Final = {
-    "full": Size({"words": 5, "rows": 3, "r1": 2}, {"words": 2}, 1300, 580, 300, {"words": 8, "rows": 8}),
-    "quick": Size({"words": 1, "rows": 1}, {}, 300, 120, 100, {"words": 8, "rows": 8}),
-}
-
-
-@dataclass(frozen=True)
-class Chain:
-    """One task and seed of a proof of some size, in a folder of its own, which is the working directory."""
-
-    task: str
-    seed: int
-    size: Size
-    part: tasks.Part
-
-    def builder(self, command: str, *arguments: str) -> dict[str, Any]:
-        """A command of `builder` on proof.yaml; what its --json prints."""
-        from builder.cli import app
-
-        named = (f"name={self.task}", f"generation.seed={self.seed}")
-        return _called("builder", app, command, "proof.yaml", *arguments, *named, "--json", "--quiet")
-
-    def train(self, arm: "Arm", version: str) -> None:
-        """Every stage of a release, into models/<arm>."""
-        from trainer.cli import app
-
-        where = ("--dataset", f"runs/{self.task}/releases/{version}", "--model", "models/student")
-        how = ("--output", f"models/{arm.name}", "--recipe", "train.yaml", f"defaults.seed={self.seed}")
-        epochs = f"defaults.num_train_epochs={self.size.epochs[self.task]}"
-        _called("trainer", app, "run", *where, *how, epochs, *arm.more, "--json", "--quiet")
-
-    def accuracy(self, label: str, model: str) -> dict[str, Any]:
-        """pass@1 of a model on the questions of the chain's part, one reply each at T = 1.0."""
-        found: dict[str, Any] = self.builder(
-            "eval", "--model", model, "--label", label, "--questions", f"{self.part}.jsonl"
-        )["eval"]
-        _say(f"  {label}: {found['pass_at_1']:.1%}")
-        return found
-
-
-@dataclass(frozen=True)
-class Arm:
-    """An entry of arms.yaml: its stages with their `where`, what selects, and overrides of the trainer."""
-
-    name: str
-    given: dict[str, Any]
-    half: dict[str, str]
-    whole: str
-
-    @property
-    def stages(self) -> list[str]:
-        return list(self.given.get("stages", [self.name]))
-
-    @property
-    def more(self) -> list[str]:
-        return [f"stages.mixed-policy.{name}={value}" for name, value in self.given.get("train", {}).items()]
-
-    def overrides(self, size: Size, task: str, cut: int | None = None) -> list[str]:
-        """What makes proof.yaml this arm's recipe; `cut` are the rows of a stage that is cut to a number of tokens."""
-        base = yaml.safe_load((HERE / "proof.yaml").read_text(encoding="utf-8"))["selection"]
-        selection = {
-            "selector": self.given.get("selector", "random"),
-            "rules": base["rules"] + self.given.get("rules", []),
-            "params": base["params"] | self.given.get("params", {}),
-        }
-        stages = {
-            name: {
-                "where": self.half.get(name, self.whole),
-                "quotas": {"rows": size.rows if name in self.half else cut or 2 * size.rows, "weights": {task: 1}},
-            }
-            for name in self.stages
-        }
-        mixed = {"prompts": size.rows, "keep": "all", "off_policy_ratio": 1.0} if self.given.get("mixed") else None
-        return [f"{name}={json.dumps(value)}" for name, value in (("selection", selection), ("stages", stages))] + (
-            [f"mixed_policy={json.dumps(mixed)}"] if mixed else []
-        )
-
-
-def arms_of(task: str, *, sensitivity: bool) -> list[Arm]:
-    """The arms of a task in the order of arms.yaml."""
-    table = yaml.safe_load((HERE / "arms.yaml").read_text(encoding="utf-8"))
-    found = [Arm(name, given, table["half"], table["whole"]) for name, given in table["arms"].items()]
-    return [
-        arm
-        for arm in found
-        if task in arm.given.get("tasks", [task]) and (sensitivity or not arm.given.get("sensitivity"))
-    ]
-
-
-def run_chain(chain: Chain) -> None:
-    """Everything of one task and seed, in the working directory."""
-    sensitivity = chain.seed < chain.size.sensitivity.get(chain.task, 0)
-    _materials(chain)
-    _once("data", lambda: _data(chain, sensitivity=sensitivity))
-    _once("base", lambda: chain.accuracy("base", "models/student"))
-    _once("teacher", lambda: chain.accuracy("teacher", "models/teacher"))
-    for arm in arms_of(chain.task, sensitivity=sensitivity):
-        _once(arm.name, functools.partial(_arm, chain, arm))
-        if arm.name == "low-to-high":
-            _once("low-one", lambda: chain.accuracy("low-one", "models/low-to-high/1-low-one"))
-
-
-def _materials(chain: Chain) -> None:
-    """Questions, recipes and models. Models take their names when they are whole."""
-    draw, kind = {"words": (tasks.word_problems, "integer"), "rows": (tasks.row_problems, "exact_text")}[chain.task]
-    train = draw(chain.size.questions, chain.seed, "train")
-    asked = {one.question for one in train}
-    for name, found in (
-        ("questions", train),
-        (chain.part, [one for one in draw(chain.size.held_out, chain.seed, chain.part) if one.question not in asked]),
-    ):
-        rows = [{"prompt": one.question, "gold": one.gold, "gold_type": kind, "domain": chain.task} for one in found]
-        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    for name in ("proof.yaml", "train.yaml", "sample_beyond.sql"):
-        shutil.copy(HERE / name, name)
-    _model("student", lambda out: tasks.student(chain.task, out, chain.seed))
-    _model("teacher", lambda out: tasks.teacher(chain.task, out, Path("../teachers"), _say))
-
-
-def _model(name: str, make: Callable[[Path], None]) -> None:
-    place, partial = Path("models") / name, Path("models") / f".{name}.partial"
-    if not place.is_dir():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.parent.mkdir(exist_ok=True)
-        make(partial)
-        partial.rename(place)
-
-
-@contextlib.contextmanager
-def _teacher() -> Iterator[None]:
-    from builder.local_server import running_server
-
-    with running_server(Path("models/teacher"), model_name="toy-teacher") as url:
-        os.environ["OPENAI_BASE_URL"] = url
-        try:
-            yield
-        finally:
-            del os.environ["OPENAI_BASE_URL"]
-
-
-def _data(chain: Chain, *, sensitivity: bool) -> dict[str, Any]:
-    """Replies, scores and verdicts: the teacher is asked once for what all arms need."""
-    asked = [("[0.6]", 1), ("[1.0]", 4)] + ([("[0.3, 1.4]", 1), ("[1.0]", 8)] if sensitivity else [])
-    with _teacher():
-        for temperatures, samples in asked:
-            chain.builder("generate", f"generation.temperatures={temperatures}", f"generation.samples={samples}")
-    chain.builder("score")
-    chain.builder("verify")
-    return {}
-
-
-def _arm(chain: Chain, arm: Arm) -> dict[str, Any]:
-    """Release, train, evaluate."""
-    cut = _rows_within(arm) if "cut_to" in arm.given else None
-    overrides = arm.overrides(chain.size, chain.task, cut)
-    seconds = {}
-    if arm.given.get("mixed"):
-        _once("mix", lambda: _mix(chain, arm, overrides))
-    began = time.monotonic()
-    version = chain.builder("release", *overrides)["release"]["version"]
-    seconds["release"] = time.monotonic() - began
-    manifest = json.loads(Path(f"runs/{chain.task}/releases/{version}/.builder/manifest.json").read_text("utf-8"))
-    _check_rows(arm, manifest["schedule"], overrides)
-    _share(arm)
-    began = time.monotonic()
-    chain.train(arm, version)
-    seconds["train"] = time.monotonic() - began
-    began = time.monotonic()
-    found = chain.accuracy(arm.name, f"models/{arm.name}/final")
-    seconds["eval"] = time.monotonic() - began
-    return {
-        "version": version,
-        "build_id": manifest["build_id"],
-        "overrides": overrides,
-        "stages": [{key: stage[key] for key in ("stage", "rows", "tokens")} for stage in manifest["schedule"]],
-        "pass_at_1": found["pass_at_1"],
-        "seconds": seconds,
-    }
-
-
-def _mix(chain: Chain, arm: Arm, overrides: list[str]) -> dict[str, Any]:
-    with _teacher():
-        return chain.builder("mix", "--student", f"models/low-to-high/2-{arm.stages[-1]}", *overrides)
-
-
-def _check_rows(arm: Arm, schedule: list[dict[str, Any]], overrides: list[str]) -> None:
-    """Raise SystemExit where a stage has other rows than asked: arms of other sizes would not compare."""
-    stages = json.loads(next(one for one in overrides if one.startswith("stages=")).removeprefix("stages="))
-    for stage in schedule:
-        asked = stages.get(stage["stage"], {}).get("quotas", {}).get("rows", stage["rows"])
-        if stage["rows"] != asked:
-            raise SystemExit(
-                f"Arm {arm.name}: stage {stage['stage']} has {stage['rows']} rows and not {asked}, so it would not "
-                "compare with the others. Draw more questions or ask for fewer rows (SIZES), in another --out."
-            )
-
-
-def _rows_within(arm: Arm) -> int:
-    """Rows of a cut arm: at the mean length of its uncut arm they have the tokens of the shortest arm of `cut_to`."""
-    done = {name: _read(name)["stages"][0] for name in arm.given["cut_to"] if Path(f"arms/{name}.json").is_file()}
-    own = done[arm.name.removesuffix("-tokens")]
-    return int(own["rows"] * min(stage["tokens"] for stage in done.values()) // own["tokens"])
-
-
-def _share(arm: Arm) -> None:
-    """Stages that another arm began with are taken from there; the trainer checks that they are what it would make."""
-    for number in range(1, len(arm.stages) + 1):
-        own = [f"{place}-{name}" for place, name in enumerate(arm.stages[:number], start=1)]
-        target = Path("models") / arm.name / own[-1]
-        for other in sorted(Path("models").iterdir()):
-            if not target.is_dir() and all((other / name).is_dir() for name in own):
-                partial = Path("models") / arm.name / ".shared"
-                shutil.rmtree(partial, ignore_errors=True)
-                shutil.copytree(other / own[-1], partial)
-                partial.rename(target)
-
-
-def _once(name: str, work: Callable[[], dict[str, Any]]) -> None:
-    """Do it and write down what came of it, unless that was done."""
-    place = Path("arms") / f"{name}.json"
-    if place.is_file():
-        return
-    place.parent.mkdir(exist_ok=True)
-    began, found = time.monotonic(), work()
-    partial = place.with_suffix(".partial")
-    partial.write_text(json.dumps(found | {"total_seconds": time.monotonic() - began}, indent=2), encoding="utf-8")
-    partial.rename(place)
-
-
-def _read(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(Path(f"arms/{name}.json").read_text(encoding="utf-8"))
-    return found
-
-
-def _called(program: str, app: Any, *arguments: str) -> dict[str, Any]:
-    """A command in this process, which saves the imports; what it printed. SystemExit where it fails."""
-    _say(f"$ {program} {shlex.join(arguments)}")
-    began, out = time.monotonic(), io.StringIO()
-    with contextlib.redirect_stdout(out):
-        code = app(list(arguments), standalone_mode=False)
-    if code:
-        raise SystemExit(f"{program} {' '.join(arguments)} ended with exit code {code}; its message stands above.")
-    _say(f"  {time.monotonic() - began:.1f} s")
-    found: dict[str, Any] = json.loads(out.getvalue())
-    return found
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def start(name: str, out: Path, options: list[str]) -> int:
@@ -306,7 +33,7 @@ def start(name: str, out: Path, options: list[str]) -> int:
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     task, _, seed = name.partition("-")
-    command, more = [sys.executable, str(Path(__file__).resolve()), "--chain", name, *options], {}
+    command, more = [sys.executable, str(HERE / "chain.py"), task, seed, *options], {}
     if task == "r1":
         if len(list(folder.glob("runs/r1-zero-smoke/eval/distilled-*.json"))) == 2:  # questions and stories, the last
             return 0
@@ -318,14 +45,14 @@ def start(name: str, out: Path, options: list[str]) -> int:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say(f"{name}: another run of the proof works on {folder}; wait for it, or end it.")
+            say(f"{name}: another run of the proof works on {folder}; wait for it, or end it.")
             return 1
         environment = os.environ | ENVIRONMENT | more
         # the child inherits the lock: it holds for as long as anything works in the folder
         code = subprocess.run(
             command, cwd=folder, env=environment, stdout=log, stderr=log, pass_fds=[log.fileno()], check=False
         ).returncode
-    _say(f"{name}: {f'failed, see {folder}/log.txt' if code else 'done'} ({time.monotonic() - began:.0f} s)")
+    say(f"{name}: {f'failed, see {folder}/log.txt' if code else 'done'} ({time.monotonic() - began:.0f} s)")
     return code
 
 
@@ -350,21 +77,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, few rows, ten minutes: shows that all runs")
     parser.add_argument("--tuning", action="store_true", help="ask tuning questions, on which sizes are chosen")
     parser.add_argument("--out", type=Path, default=Path("proof"), help="where everything goes; kept between runs")
-    parser.add_argument("--chain", help=argparse.SUPPRESS)
     given = parser.parse_args()
     name = "quick" if given.quick else "full"
-    part: tasks.Part = "tuning" if given.tuning else "held-out"
+    part: Part = "tuning" if given.tuning else "held-out"
     size = SIZES[name]
-    if given.chain:
-        task, _, seed = given.chain.partition("-")
-        run_chain(Chain(task, int(seed), size, part))
-        return
     out = given.out.resolve()
     settle(out, name, part)
     # one seed of each task after the other, so that a run that is broken off has whole comparisons
     each = range(max(size.seeds.values()))
     names = [f"{task}-{seed}" for seed in each for task, seeds in size.seeds.items() if seed < seeds]
-    options = ["--quick"] * given.quick + ["--tuning"] * given.tuning
+    options = ["--size", name, "--part", part]
     with ThreadPoolExecutor(2) as pool:
         codes = list(pool.map(lambda name: start(name, out, options), names))
     sys.exit(any(codes))

@@ -13,6 +13,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import chain
 import page
 import run
 import tasks
@@ -114,12 +115,12 @@ def test_a_folder_takes_one_proof_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", ["words", "rows"])
 def test_every_claim_compares_arms_that_there_are_for_some_task(task: str) -> None:
-    claims = yaml.safe_load((run.HERE / "claims.yaml").read_text(encoding="utf-8"))
-    known = {arm.name for arm in run.arms_of("words", sensitivity=True)} | {"base", "teacher", "low-one"}
+    claims = yaml.safe_load((chain.HERE / "claims.yaml").read_text(encoding="utf-8"))
+    known = {arm.name for arm in chain.arms_of("words", sensitivity=True)} | {"base", "teacher", "low-one"}
     for claim in claims:
         named = {*claim["arms"], *(name for compared in claim["compare"] for name in compared[:2])}
         assert named <= known
-    cut = {name for arm in run.arms_of(task, sensitivity=True) for name in arm.given.get("cut_to", [])}
+    cut = {name for arm in chain.arms_of(task, sensitivity=True) for name in arm.given.get("cut_to", [])}
     assert cut <= known
 
 
@@ -130,26 +131,28 @@ def test_an_arm_is_cut_to_the_tokens_of_the_shortest_and_that_one_not_at_all(
     Path("arms").mkdir()
     for name, tokens in {"random": 8_100, "count": 9_000, "longest": 12_345}.items():
         Path(f"arms/{name}.json").write_text(json.dumps({"stages": [{"stage": name, "rows": 110, "tokens": tokens}]}))
-    found = {arm.name: run._rows_within(arm) for arm in run.arms_of("rows", sensitivity=False) if "cut_to" in arm.given}
+    found = {
+        arm.name: chain._rows_within(arm) for arm in chain.arms_of("rows", sensitivity=False) if "cut_to" in arm.given
+    }
     assert found == {"random-tokens": 110, "count-tokens": 99}
 
 
 def test_a_stage_that_is_short_of_rows_is_refused() -> None:
-    arm = next(arm for arm in run.arms_of("words", sensitivity=False) if arm.name == "low")
-    overrides = arm.overrides(run.SIZES["quick"], "words")
-    run._check_rows(arm, [{"stage": "low-one", "rows": 120}, {"stage": "low-two", "rows": 120}], overrides)
+    arm = next(arm for arm in chain.arms_of("words", sensitivity=False) if arm.name == "low")
+    overrides = arm.overrides(chain.SIZES["quick"], "words")
+    chain._check_rows(arm, [{"stage": "low-one", "rows": 120}, {"stage": "low-two", "rows": 120}], overrides)
     with pytest.raises(SystemExit, match="stage low-two has 119 rows and not 120"):
-        run._check_rows(arm, [{"stage": "low-one", "rows": 120}, {"stage": "low-two", "rows": 119}], overrides)
+        chain._check_rows(arm, [{"stage": "low-one", "rows": 120}, {"stage": "low-two", "rows": 119}], overrides)
 
 
 def test_what_was_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done: list[str] = []
     for _ in range(2):
-        run._once("one", lambda: done.append("work") or {"version": "v1"})
+        chain._once("one", lambda: done.append("work") or {"version": "v1"})
     with pytest.raises(ZeroDivisionError):
-        run._once("two", lambda: {"version": str(1 / 0)})
-    assert done == ["work"] and run._read("one")["version"] == "v1"
+        chain._once("two", lambda: {"version": str(1 / 0)})
+    assert done == ["work"] and chain._read("one")["version"] == "v1"
     assert [path.name for path in Path("arms").iterdir()] == ["one.json"]
 
 
