@@ -20,7 +20,7 @@ test: $(VENV)/.dev
 
 # kill -9 by the hundred, a failure at every operation, full disks, damaged journals, bad endpoints; prints a table.
 faults: $(VENV)/.dev
-	$(BIN)/pytest -m faults tests/faults tests/builder/test_publish_kills.py tests/trainer
+	$(BIN)/pytest -m faults tests/faults tests/builder/test_publish_kills.py tests/builder/test_cluster.py tests/trainer
 
 # Ratios, measured side by side in one run; minutes, and worth little on a busy machine.
 bench: $(VENV)/.dev

@@ -20,7 +20,7 @@ from builder.card_plots import card_plots
 from builder.config import Recipe
 from builder.console import Progress
 from builder.decision import plan_selection
-from builder.errors import HubError, ReleaseError
+from builder.errors import HubError, ReleaseError, UsageError
 from builder.release_files import Written, file_entry, ids_of, put_config, put_text, sync_folders
 from builder.release_held_out import HELD_OUT
 from builder.release_history import history
@@ -29,7 +29,7 @@ from builder.release_rows import Config, configs, unplaced
 from builder.release_scores import unscored
 from builder.resources import resource
 from builder.selection import SelectionResult
-from builder.stages import is_mixed
+from builder.stages import is_mixed, needs_replies
 from builder.store import Run, sync_directory
 from builder.withdrawal import withdrawn, without
 
@@ -62,10 +62,16 @@ def release(
     """Write the next version of what `selected` chose, or return the last one when its rows, schedule and license are
     the same.
 
-    Raises ReleaseError when the selection is not the recipe's, a stage has no rows, rows were chosen by scores that
-    are not there, something unknown is to be withdrawn, another release of this run goes on, or the disk refuses;
-    earlier releases are untouched. One that dies leaves a hidden folder, which the next one clears away.
+    Raises UsageError for replies without a teacher, ReleaseError when the selection is not the recipe's, a stage has no
+    rows, rows were chosen by scores that are not there, something unknown is to be withdrawn, another release of this
+    run goes on, or the disk refuses; earlier releases are untouched. One that dies leaves a hidden folder, which the
+    next one clears away.
     """
+    if recipe.teacher is None and needs_replies(recipe):
+        raise UsageError(
+            f"Recipe {recipe.name!r} has no `teacher`, and its stages are made of replies: a release says who wrote "
+            "them. Name the model and its revision under `teacher`; it is not asked."
+        )
     sql = _sql_texts(run, recipe, selected, recipe_dir)
     warnings = _score_warnings(run, recipe)
     try:

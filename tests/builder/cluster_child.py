@@ -5,17 +5,12 @@ python cluster_child.py cluster
     stdin, a line each, and answers `ok`
 python cluster_child.py devices RECIPE RUN
     where a score step would run, as JSON
-python cluster_child.py ENGINE STEP RECIPE RUN [SHARDS] [KEY=VALUE…]
-    one step as the command line does it, with --json
 """
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import typer
 
 MEMORY = 80_000_000
 """Bytes of a node's object store: near the least that Ray takes."""
@@ -45,25 +40,6 @@ def cluster() -> None:
         made.shutdown()
 
 
-def step(engine: str, name: str, recipe: str, root: str, shards: str = "", *overrides: str) -> None:
-    from contextlib import nullcontext
-
-    from builder.cluster import on_ray
-    from builder.console import Reporter
-    from builder.options import messages
-    from builder.pipeline import Limits, Steps
-    from builder.recipe import load_recipe
-    from builder.store import Run
-
-    with messages(debug=False):
-        reporter = Reporter(as_json=True)
-        path = Path(recipe)
-        given = Steps(Run(Path(root)), load_recipe(path, list(overrides)), path.parent, reporter, limits=Limits())
-        with on_ray(given, int(shards) if shards else None) if engine == "ray" else nullcontext(given) as steps:
-            getattr(steps, name)()
-        reporter.finish()
-
-
 def devices(recipe: str, root: str) -> None:
     """Print shards, actors and GPUs of a score step, and the devices that one of its actors is given."""
     import ray
@@ -83,7 +59,4 @@ def devices(recipe: str, root: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        {"cluster": cluster, "devices": devices}.get(sys.argv[1], partial(step, sys.argv[1]))(*sys.argv[2:])
-    except typer.Exit as ended:
-        sys.exit(ended.exit_code)
+    {"cluster": cluster, "devices": devices}[sys.argv[1]](*sys.argv[2:])

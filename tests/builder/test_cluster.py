@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import score_toys
 import yaml
 from endpoint import Ask, Endpoint, endpoint, wait_until
 
@@ -66,7 +67,8 @@ def started(*arguments: str, address: str | None = None, **streams: Any) -> "sub
     environment.pop("RAY_ADDRESS", None)
     if address:
         environment["RAY_ADDRESS"] = address
-    command = [sys.executable, str(CHILD), *arguments]
+    program = [str(CHILD)] if arguments[0] in ("cluster", "devices") else ["-m", "builder.cli"]
+    command = [sys.executable, *program, *arguments]
     return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **streams)
 
 
@@ -84,8 +86,9 @@ class Ended:
 
 @contextmanager
 def stepping(cluster: Cluster | None, name: str, recipe: Path, root: Path, *more: str) -> Iterator[Any]:
-    """The step as a process of its own; call what this gives for its end."""
-    arguments = ("ray" if cluster else "local", name, str(recipe), str(root), *more)
+    """The command as a process of its own; call what this gives for its end."""
+    engine = "ray" if cluster else "local"
+    arguments = (name, str(recipe), "--run", str(root), "--json", "--engine", engine, *more)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = started(*arguments, address=cluster and cluster.address, **pipes)
 
@@ -146,12 +149,12 @@ def test_a_run_on_a_cluster_asks_each_request_once_and_releases_the_rows_of_a_lo
 ) -> None:
     with endpoint() as server:
         recipe = written(tmp_path, server)
-        spread = stepped(cluster, "everything", recipe, tmp_path / "ray")
+        spread = stepped(cluster, "run", recipe, tmp_path / "ray")
         assert spread.code == 0, spread.stderr
         asked = Counter(map(body, server.asks))
         assert len(asked) == PROMPTS * SAMPLES and set(asked.values()) == {1}
         assert {ask.authorization for ask in server.asks} == {f"Bearer {KEY}"}
-        local = stepped(None, "everything", recipe, tmp_path / "local")
+        local = stepped(None, "run", recipe, tmp_path / "local")
     assert local.code == 0, local.stderr
     assert rowset(tmp_path / "ray") == rowset(tmp_path / "local")
     counted = ("total", "replies", "stored_before", "prompt_tokens", "completion_tokens", "cost_usd", "failed")
@@ -167,6 +170,27 @@ def test_no_key_stands_in_what_ray_writes(cluster: Cluster, tmp_path: Path) -> N
     assert ended.code == 0, ended.stderr
     logs = [path for path in cluster.folder.rglob("*") if path.is_file()]
     assert logs and not [path for path in logs if KEY.encode() in path.read_bytes()]
+
+
+def test_actors_score_as_one_process_does_to_the_last_bit(cluster: Cluster, student: Path, tmp_path: Path) -> None:
+    """Five shards for three actors, so that one holds its student for more than one of them."""
+    asked = [score_toys.prompt(f"{number:08x}") for number in range(10)]
+    replies = [
+        score_toys.reply(f"{row['prompt_id']}-{i}", prompt_id=row["prompt_id"], reasoning=reasoning, answer=answer)
+        for row in asked
+        for i, (reasoning, answer) in enumerate(score_toys.TEXTS)
+    ]
+    recipe = tmp_path / "toy.yaml"
+    recipe.write_text(yaml.safe_dump(score_toys.recipe(student).resolved()), encoding="utf-8")
+    one, spread = (score_toys.make_run(tmp_path / name, replies, prompts=asked) for name in ("one", "spread"))
+    local = stepped(None, "score", recipe, one.root)
+    ended = stepped(cluster, "score", recipe, spread.root, "--shards", "5")
+    assert (local.code, ended.code) == (0, 0), local.stderr + ended.stderr
+    assert len(spread.parts("scores")) == 5
+    for table in ("scores", "sentences"):
+        first, other = (run.read(table).sort("response_id") for run in (one, spread))
+        assert first.equals(other) and first.height == len(replies)
+    assert {name: ended.result["score"][name] for name in local.result["score"]} == local.result["score"]
 
 
 @pytest.mark.faults

@@ -140,9 +140,9 @@ def test_an_arm_is_cut_to_the_tokens_of_the_shortest_and_that_one_not_at_all(
 def test_a_stage_that_is_short_of_rows_is_refused() -> None:
     arm = next(arm for arm in chain.arms_of("words", sensitivity=False) if arm.name == "low")
     overrides = arm.overrides(chain.SIZES["quick"], "words")
-    chain._check_rows(arm, [{"stage": "low-one", "rows": 120}, {"stage": "low-two", "rows": 120}], overrides)
-    with pytest.raises(SystemExit, match="stage low-two has 119 rows and not 120"):
-        chain._check_rows(arm, [{"stage": "low-one", "rows": 120}, {"stage": "low-two", "rows": 119}], overrides)
+    chain._check_rows(arm, [{"stage": "low-one", "rows": 80}, {"stage": "low-two", "rows": 80}], overrides)
+    with pytest.raises(SystemExit, match="stage low-two has 79 rows and not 80"):
+        chain._check_rows(arm, [{"stage": "low-one", "rows": 80}, {"stage": "low-two", "rows": 79}], overrides)
 
 
 def test_what_was_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
