@@ -10,6 +10,8 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}" GOMP_SPINCOUNT=10000 TRANSFORMERS
 PORT="${PORT:-8101}" EDITOR_PORT="${EDITOR_PORT:-8102}"
 export OPENAI_BASE_URL="http://127.0.0.1:$PORT/v1"
 editor="http://127.0.0.1:$EDITOR_PORT/v1"
+SEED="${SEED:-0}" # of questions, base, samples and training
+ours=(release.license=apache-2.0 generation.seed="$SEED")
 
 say() { printf '\n[%4d s] %s\n' "$SECONDS" "$*"; }
 run() { printf '$ %s\n' "$*"; "$@"; }
@@ -24,25 +26,25 @@ serve() { # serve NAME: the box of that name behind an endpoint
 box() { mkdir -p boxes && ln -sfn "../$2" "boxes/$1"; }                      # box NAME FOLDER: what a box came to
 weights() { python -c 'import json, sys; print(json.load(open(sys.argv[1]))["weights_sha256"])' "boxes/$1/training.json"; }
 teacher() { printf '%s ' teacher.model="$1" teacher.revision="$(weights "$1")" teacher.license=apache-2.0; }
-train() { run trainer run --dataset "$1" --model "boxes/$2" --output "models/$3" --recipe smoke --quiet "${@:4}"; box "$3" "models/$3/final"; }
+train() { run trainer run --dataset "$1" --model "boxes/$2" --output "models/$3" --recipe smoke --quiet defaults.seed="$((42 + SEED))" "${@:4}"; box "$3" "models/$3/final"; }
 
 python -m builder.toy.editor --port "$EDITOR_PORT" >editor.log 2>&1 &
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 up "$EDITOR_PORT"
-run python -m builder.toy.materials .
+run python -m builder.toy.materials . --seed "$SEED"
 
 say "A1, B1: a base model, which can calculate and writes as the web does"
-[ -d models/base ] || run python -m builder.toy.base models/base
+[ -d models/base ] || run python -m builder.toy.base models/base --seed "$SEED"
 box base models/base
 
 say "A5, A7: R1-Zero, GRPO from the base on rules alone: accuracy and format"
-run builder run r1-zero-smoke --quiet prompts.0.source=questions.jsonl release.license=apache-2.0
+run builder run r1-zero-smoke --quiet prompts.0.source=questions.jsonl "${ours[@]}"
 train runs/r1-zero-smoke/releases/v1 base r1-zero 'stages.grpo.rewards={language: 0}'
 
 say "A2, B3: cold start: R1-Zero answers, right and readable replies are rewritten, verified again, read by people"
 serve r1-zero
 cold=(r1-cold-start-smoke --quiet prompts.0.source=questions.jsonl $(teacher r1-zero) rewrite.model=toy-editor
-    rewrite.endpoints.0.url="$editor" rewrite.license=apache-2.0 release.license=apache-2.0)
+    rewrite.endpoints.0.url="$editor" rewrite.license=apache-2.0 "${ours[@]}")
 run builder generate "${cold[@]}"
 for step in verify rewrite verify; do run builder "$step" "${cold[@]}"; done
 [ -f review.jsonl ] || run builder review "${cold[@]}" --export review.jsonl --sample 40
@@ -59,15 +61,15 @@ train runs/r1-zero-smoke/releases/v1 cold-start rl-1
 
 say "A9, A10, B6: rejection sampling from that checkpoint"
 serve rl-1
-run builder run r1-reasoning-smoke --quiet prompts.0.source=questions.jsonl $(teacher rl-1) release.license=apache-2.0
+run builder run r1-reasoning-smoke --quiet prompts.0.source=questions.jsonl $(teacher rl-1) "${ours[@]}"
 
 say "A11 to A14, B8: general answers: fine-tuning data that is there, and replies of the checkpoint with thoughts"
-general=(r1-general-smoke --quiet prompts.0.source=general.jsonl $(teacher rl-1) release.license=apache-2.0)
+general=(r1-general-smoke --quiet prompts.0.source=general.jsonl $(teacher rl-1) "${ours[@]}")
 run builder import "${general[@]}" answers.jsonl --format messages --temperature 0 --finish-reason stop --license apache-2.0
 run builder run "${general[@]}"
 
 say "A15: the mix"
-mix=(r1-mix-smoke --quiet prompts.0.source=prompts.jsonl $(teacher rl-1) release.license=apache-2.0 stages.mix.quotas.rows=1200)
+mix=(r1-mix-smoke --quiet prompts.0.source=prompts.jsonl $(teacher rl-1) "${ours[@]}" stages.mix.quotas.rows=1200)
 for part in r1-reasoning-smoke r1-general-smoke; do run builder import "${mix[@]}" "runs/$part/releases/v1" --format release; done
 run builder verify "${mix[@]}"
 run builder select "${mix[@]}"
@@ -79,21 +81,21 @@ train runs/r1-mix-smoke/releases/v1 base sft defaults.num_train_epochs=2 default
 say "B10: preference pairs of that checkpoint's replies, and a model that knows which is preferred"
 serve sft
 run builder run r1-preference-smoke --quiet prompts.0.source=prompts.jsonl $(teacher sft) judge.model=toy-editor \
-    judge.endpoints.0.url="$editor" release.license=apache-2.0
+    judge.endpoints.0.url="$editor" "${ours[@]}"
 train runs/r1-preference-smoke/releases/v1 sft preference
 
 say "A17, A18, B9, B10, B11: RL 2: rules, then rules and preference"
-run builder run r1-rl-smoke --quiet prompts.0.source=prompts.jsonl release.license=apache-2.0
+run builder run r1-rl-smoke --quiet prompts.0.source=prompts.jsonl "${ours[@]}"
 train runs/r1-rl-smoke/releases/v1 sft rl-2 stages.rl-preference.reward_models.helpfulness=boxes/preference \
     stages.rl-preference.rewards.helpfulness=1.0
 
 say "A19 to A21, B12 to B14: a smaller student, by SFT on the mix"
-[ -d models/student ] || run python -m builder.toy.train student models/student
+[ -d models/student ] || run python -m builder.toy.train student models/student --seed "$SEED"
 box student models/student
 train runs/r1-mix-smoke/releases/v1 student distilled defaults.num_train_epochs=8 defaults.learning_rate=7e-3 defaults.lr_scheduler_type=cosine
 
 say "pass@1 after each box, at T = 1.0: questions with the right number, ends of stories that say what is left of what"
 kill "$serving" && serving=
-run builder eval r1-zero-smoke prompts.0.source=questions.jsonl generation.max_tokens=300 --questions held-out-questions.jsonl \
+run builder eval r1-zero-smoke prompts.0.source=questions.jsonl generation.max_tokens=300 generation.seed="$SEED" --questions held-out-questions.jsonl \
     --questions held-out-stories.jsonl $(printf -- '--model boxes/%s ' base r1-zero cold-start rl-1 sft rl-2 student distilled)
 say "done; boxes/*/training.json name the release and the models that each one came from"
