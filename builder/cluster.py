@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from builder import errors, journal
 from builder.claim import claimed
 from builder.cluster_pool import Pool
+from builder.cluster_results import sum_of, tally_of, tally_of_done
 from builder.cluster_worker import Job, Report, code_version
 from builder.console import Meter, Reporter
 from builder.errors import BuilderError, ClusterError, UsageError
@@ -105,7 +106,7 @@ class ClusterSteps(Steps):
         results, is_stopped = self._on_cluster(
             "generate", {"strict": strict, "forget_missing": forget_missing}, total=total
         )
-        tally = _tally(results.get("generate", {"total": total}))
+        tally = tally_of(results.get("generate", {"total": total}))
         tally.stopped = tally.stopped or is_stopped
         show_generated(self.reporter, prompts, tally)
         if "resample" in results:
@@ -144,6 +145,17 @@ class ClusterSteps(Steps):
         if "judge" in results:
             show_judged(self.reporter, JudgeResult(**results["judge"]))
         return result
+
+    @property
+    def is_spread(self) -> bool:
+        return True
+
+    def prepare(self) -> None:
+        """As `Steps.prepare`."""
+        results, is_stopped = self._on_cluster("prepare", {})
+        if is_stopped:
+            raise KeyboardInterrupt
+        self.reporter.result({"prepare": results["prepare"]})
 
     def _on_cluster(
         self, step: str, options: Mapping[str, bool], *, total: int | None = None
@@ -207,12 +219,12 @@ class ClusterSteps(Steps):
         """One progress of all shards: what ended ones said, and what running ones keep in the run directory."""
         step = pool.job.step
         ended = [report.results[step] for report in pool.reports.values() if step in report.results]
-        found = [_tally(values) if step == "generate" else _done(values) for values in ended]
+        found = [tally_of(values) if step == "generate" else tally_of_done(values) for values in ended]
         for shard in pool.running:
             with suppress(OSError, ValueError):  # not begun yet, or just ended
                 state = Live.of(self.run, step, shard).path.read_text(encoding="utf-8")
-                found.append(_tally(json.loads(state)))
-        now = _tally(_sum([asdict(each) for each in found]))
+                found.append(tally_of(json.loads(state)))
+        now = tally_of(sum_of([asdict(each) for each in found]))
         said = note(now, time.monotonic() - began) if step == "generate" else ""
         meter.update(now.done, now.total if total is None else total, said)
 
@@ -236,7 +248,7 @@ class ClusterSteps(Steps):
         if failures := [report for report in reports if report.failure is not None]:
             _raise(failures, pool.job.shards)
         is_stopped = len(reports) < pool.job.shards or any(report.is_interrupted for report in reports)
-        return _sum([report.results for report in reports]), is_stopped
+        return sum_of([report.results for report in reports]), is_stopped
 
 
 def _raise(failures: list[Report], shards: int) -> None:
@@ -273,36 +285,3 @@ def _named(value: Any) -> set[str]:
         own = {value["api_key_env"]} if isinstance(value.get("api_key_env"), str) else set[str]()
         return own.union(*map(_named, value.values()))
     return set[str]().union(*map(_named, value)) if isinstance(value, list) else set()
-
-
-def _tally(values: Mapping[str, Any]) -> Tally:
-    known = {each.name for each in fields(Tally)}
-    return Tally(**{name: value for name, value in values.items() if name in known})
-
-
-def _done(result: Mapping[str, Any]) -> Tally:
-    """Of a step that counts replies, not requests: how far an ended shard is."""
-    number = result.get("scored", result.get("computed", 0))
-    return Tally(total=number, stored_before=number)
-
-
-def _sum(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Results of shards as one: numbers add up, but rounds, of which all did some; else the first shard's word."""
-    whole: dict[str, Any] = {}
-    for result in results:
-        for name, value in result.items():
-            if name == "rounds":
-                whole[name] = max(whole.get(name, 0), value)
-            else:
-                whole[name] = _plus(whole[name], value) if name in whole else value
-    return whole
-
-
-def _plus(one: Any, other: Any) -> Any:
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return _sum([one, other])
-    if isinstance(one, bool) or isinstance(other, bool):
-        return bool(one) or bool(other)
-    if isinstance(one, int | float) and isinstance(other, int | float):
-        return one + other
-    return other if one is None else one

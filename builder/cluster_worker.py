@@ -193,6 +193,9 @@ class _Seen(Meter):
         if not note:  # a step with a note of its own keeps a tally in the run directory itself
             self._live.update(Tally(total=total or 0, stored_before=done))
 
+    def step(self, what: str, done: int, total: int | None = None) -> None:
+        self.update(done, total)
+
 
 def _require_fit(job: Job) -> None:
     """Raise ClusterError where this node has other code, or does not see what the coordinator sees."""

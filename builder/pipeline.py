@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from builder.rewrite import RewriteResult
     from builder.score import ScoreResult
     from builder.selection import SelectionResult
-    from builder.selection_steps import Plan
     from builder.verify import VerifyResult
     from builder.wire import Wire
 
@@ -72,6 +71,11 @@ class Steps:
     allow_code: bool = False
     student: "StudentModel | None" = None
 
+    @property
+    def is_spread(self) -> bool:
+        """Whether other processes do other shards: then each does as much as it can for its own."""
+        return self.shard[1] > 1
+
     def everything(self) -> "Release | None":
         """Every step in order; a selection that cannot run is refused before anything is paid.
 
@@ -89,36 +93,38 @@ class Steps:
         if has_pairs:
             self.recipe.require_preference()
         self.generate(strict=False)
-        if self._asks_nobody():
-            return self.release(self.select())
-        if self.recipe.student is not None:
-            self.score()
-        self.verify()
-        if self.shard[1] > 1:
-            self._prepare(plan)
+        has_replies = not self._asks_nobody()
+        if has_replies:
+            if self.recipe.student is not None:
+                self.score()
+            self.verify()
+            if self.is_spread:
+                self.prepare()
+        index, count = self.shard
+        if count > 1:
+            done = f"shard {index} of {count} is done; when all {count} are"
+            self.reporter.line(f"{done}, builder run without --shard selects and releases")
             return None
-        if has_pairs:
+        if has_replies and has_pairs:
             self.pairs()
-        if self.recipe.rewrite is not None:
+        if has_replies and self.recipe.rewrite is not None:
             self.rewrite()
         return self.release(self.select())
 
-    def _prepare(self, plan: "Plan") -> None:
-        """What a selection computes for each reply, for those of this shard; then say how the run ends."""
+    def prepare(self) -> None:
+        """What a selection computes for each reply, for those of this shard."""
         from builder.code_rules import CodeFile
+        from builder.decision import plan_selection
         from builder.dedup import update_signatures
         from builder.evidence import tables_of
         from builder.features import update_features
 
-        with self.reporter.progress("select") as meter:
-            update_features(self.run, shard=self.shard, progress=meter.step)
-            files = [file for file in plan.files if not isinstance(file, CodeFile)]
+        files = [one for one in plan_selection(self.recipe, self.recipe_dir).files if not isinstance(one, CodeFile)]
+        with self.reporter.progress("prepare") as meter:
+            computed = update_features(self.run, shard=self.shard, progress=meter.step)
             if any("stg_duplicates" in tables_of(file) for file in files):
-                update_signatures(self.run, shard=self.shard, progress=meter.step)
-        index, count = self.shard
-        self.reporter.line(
-            f"shard {index} of {count} is done; when all {count} are, builder run without --shard selects and releases"
-        )
+                computed += update_signatures(self.run, shard=self.shard, progress=meter.step)
+        self.reporter.result({"prepare": {"computed": computed}})
 
     def generate(self, *, strict: bool = True, forget_missing: bool = False) -> "tuple[Prompts, Tally]":
         """Ask what is missing. Raises EndpointError when requests kept failing, KeyboardInterrupt when interrupted.
