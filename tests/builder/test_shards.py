@@ -174,6 +174,20 @@ def test_any_number_of_shards_makes_one_release_and_pays_for_each_reply_once(
         assert len(server.asks) == PROMPTS * EACH
 
 
+def test_hosts_whose_clocks_differ_by_days_make_the_same_release(
+    shards: Shards, questions: Path, alone: tuple[str, str], tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run")
+    with endpoint(script=knowing) as server:
+        recipe = recipe_of(questions, server)
+        given = [order | {"clock_s": skew} for order, skew in zip(orders(run, recipe, 3), (-1e6, 0, 1e6), strict=True)]
+        assert shards.run(given) == [0] * 3
+        assert len(server.asks) == PROMPTS * EACH
+        received = run.read("responses", ["received_at"])["received_at"]
+        assert (received.max() - received.min()).total_seconds() > 1e6  # type: ignore[operator, union-attr]
+        assert hashes(run, recipe) == alone
+
+
 def test_shards_that_are_killed_lose_nothing_and_others_notice_nothing(
     shards: Shards, questions: Path, alone: tuple[str, str], tmp_path: Path
 ) -> None:

@@ -154,7 +154,7 @@ def page(root: Path, *, quick: bool) -> tuple[str, dict[str, str]]:
     if not known:
         raise SystemExit(f"{root} holds no evaluation yet, so there is nothing to show. Run run.py first.")
     claims = yaml.safe_load((HERE / "claims.yaml").read_text(encoding="utf-8"))
-    sections = [one for claim in claims if (one := section(claim, known, rows))["arms"]]
+    sections = [one for claim in claims if (one := section(claim, known, rows))["compared"]]
     boxes = [
         {"arm": arm, "share": alone(one), "stories": alone(known["r1 stories", arm])}
         for (task, arm), one in known.items()
