@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 
-.PHONY: demo r1 test faults test-vllm bench vllm lint constraints clean
+.PHONY: demo r1 proof proof-quick test faults test-vllm bench vllm lint constraints clean
 
 demo: $(VENV)/.train
 	$(BIN)/builder demo demo
@@ -14,6 +14,16 @@ demo: $(VENV)/.train
 # The DeepSeek-R1 process at toy size, every box of it: docs/r1.md.
 r1: $(VENV)/.train
 	PATH="$(CURDIR)/$(BIN):$$PATH" docs/r1-loop.sh r1
+
+# The papers' claims at toy size, with seeds and intervals: docs/proof.md. Two to three hours on two idle cores; a rerun goes on.
+proof: $(VENV)/.train
+	$(BIN)/python tests/proof/run.py --out proof
+	$(BIN)/python tests/proof/page.py --out proof --page docs/proof.md
+
+# The same with one seed and few rows: shows that all of it runs. Its page is proof-quick/proof.md.
+proof-quick: $(VENV)/.train
+	$(BIN)/python tests/proof/run.py --quick --out proof-quick
+	$(BIN)/python tests/proof/page.py --out proof-quick --page proof-quick/proof.md
 
 test: $(VENV)/.dev
 	$(BIN)/pytest -n logical --maxprocesses 4
@@ -52,7 +62,7 @@ constraints: $(VENV)/.dev
 	sed -E '/^(nvidia|cuda)-/d; s/\+cpu//' build/constraints-vllm.txt > constraints-vllm.txt
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) demo r1 build dist
+	rm -rf $(VENV) $(VLLM_VENV) demo r1 proof proof-quick build dist
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'

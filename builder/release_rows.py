@@ -109,8 +109,8 @@ def _marked(index: pl.DataFrame, bare: Sequence[str]) -> pl.DataFrame:
 
 def _in_order(index: pl.DataFrame, key: str, before: Sequence[str]) -> pl.DataFrame:
     known = pl.DataFrame({key: before, "_before": range(len(before))}, schema={key: pl.String, "_before": pl.Int64})
-    placed = index.join(known.unique(key, keep="first"), on=key, how="left")
-    return placed.sort("_before", key, nulls_last=True).drop("_before")
+    places = index.select(key).with_row_index("_place").join(known.unique(key, keep="first"), on=key, how="left")
+    return index[places.sort("_before", key, nulls_last=True)["_place"]]  # sorting whole rows takes a copy more
 
 
 def _beside(index: pl.DataFrame, texts: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
@@ -236,7 +236,8 @@ def _candidate_index(run: Run, recipe: Recipe) -> pl.DataFrame:
         .join(broken, on="response_id", how="left")
         .with_columns(pl.col("rejected_by").fill_null([]), _label("model"))
     )
-    return frame.select(_beyond(RELEASE_CANDIDATES, "prompt", "reasoning", "answer")).collect()
+    wanted = frame.select(_beyond(RELEASE_CANDIDATES, "prompt", "reasoning", "answer"))
+    return wanted.collect(engine="streaming")  # in memory, joins this wide hold everything twice
 
 
 def _logprobs(run: Run, before: Before, folder: Path, progress: Callable[[int, int], None]) -> Config:

@@ -158,7 +158,7 @@ def page(root: Path, *, quick: bool) -> tuple[str, dict[str, str]]:
     boxes = [
         {"arm": arm, "share": alone(one), "stories": alone(known["r1 stories", arm])}
         for (task, arm), one in known.items()
-        if task == "r1"
+        if task == "r1" and ("r1 stories", arm) in known
     ]
     seeds = {
         task: sorted({seed for (one, _), found in known.items() if one == task for seed in found}) for task, _ in known

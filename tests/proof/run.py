@@ -1,7 +1,7 @@
 """Run the proof: `python tests/proof/run.py [--quick] [--out proof]`; `page.py` writes docs/proof.md from it.
 
-Two chains run at a time, one thread each: models this small gain nothing from a second one. Whatever is there is kept:
-run it again after a kill, and it goes on. Below `--out`:
+Two chains run at a time, one thread each. Whatever is there is kept: run it again after a kill, and it goes on. Below
+`--out`:
 
     settings.json                    what proof this is
     <task>-<seed>/log.txt            every command, its seconds, what went wrong

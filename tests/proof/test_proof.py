@@ -64,21 +64,26 @@ def test_arms_that_answered_different_questions_are_not_paired() -> None:
         page.paired({0: {"a": True}}, {0: {"b": True}})
 
 
+def evaluated(run_folder: Path, label: str, found: list[bool], verifier: str = "math") -> None:
+    """Tables of an evaluation: its verdicts by question."""
+    tables = run_folder / "eval" / label / "tables"
+    ids = [f"r{place}" for place in range(len(found))]
+    for name, columns in {
+        "responses": {"prompt_id": [f"q{one}" for one in ids], "completion_tokens": [9] * len(ids)},
+        "verdicts": {
+            "verdict": ["correct" if one else "wrong" for one in found],
+            "verifier": [verifier] * len(ids),
+        },
+    }.items():
+        (tables / name).mkdir(parents=True)
+        pq.write_table(pa.table({"response_id": ids, **columns}), tables / name / "part-0.parquet")
+
+
 def written(root: Path, arms: dict[str, list[list[bool]]]) -> Path:
     """What run.py leaves of task words: verdicts of evaluations by arm, seed and question, and an arm's release."""
     for arm, seeds in arms.items():
         for seed, found in enumerate(seeds):
-            tables = root / f"words-{seed}" / "runs" / "words" / "eval" / f"{arm}-0123abcd" / "tables"
-            ids = [f"r{place}" for place in range(len(found))]
-            for name, columns in {
-                "responses": {"prompt_id": [f"q{one}" for one in ids], "completion_tokens": [9] * len(ids)},
-                "verdicts": {
-                    "verdict": ["correct" if one else "wrong" for one in found],
-                    "verifier": ["math"] * len(ids),
-                },
-            }.items():
-                (tables / name).mkdir(parents=True)
-                pq.write_table(pa.table({"response_id": ids, **columns}), tables / name / "part-0.parquet")
+            evaluated(root / f"words-{seed}" / "runs" / "words", f"{arm}-0123abcd", found)
             place = root / f"words-{seed}" / "arms" / f"{arm}.json"
             place.parent.mkdir(exist_ok=True)
             stages = [{"stage": arm, "rows": 10, "tokens": 1234}]
@@ -99,6 +104,27 @@ def test_the_page_says_what_the_verdicts_say_and_is_the_same_twice(tmp_path: Pat
     assert text.startswith("**This page is of the quick run")
     assert set(plots) == {"selection.svg"}
     assert (text, plots) == page.page(root, quick=True)
+
+
+def test_boxes_of_the_ladder_stand_with_questions_and_stories_of_all_seeds(tmp_path: Path) -> None:
+    root = written(tmp_path / "proof", {})
+    for seed, share in ((0, 3), (1, 5)):
+        ladder = root / f"r1-{seed}" / "runs" / "r1-zero-smoke"
+        evaluated(ladder, "rl-2-0123abcd", [place < share for place in range(10)])
+        evaluated(ladder, "rl-2-4567abcd", [place < 2 * share for place in range(10)], "ifeval")
+        evaluated(ladder, "student-0123abcd", [True] * 10)
+    text, plots = page.page(root, quick=False)
+    assert text.startswith("# Proof") and "r1: 2 seeds." in text
+    assert "| rl-2 | 40.0 [" in text and "] | 80.0 [" in text
+    assert "| student |" not in text  # its stories were not asked
+    assert not plots
+
+
+def test_an_arm_that_was_evaluated_twice_is_refused(tmp_path: Path) -> None:
+    root = written(tmp_path / "proof", {"count": [[True, False]]})
+    evaluated(root / "words-0" / "runs" / "words", "count-4567abcd", [True, True])
+    with pytest.raises(SystemExit, match="words-0: arm count was evaluated twice"):
+        page.page(root, quick=False)
 
 
 def test_a_folder_without_evaluations_gives_no_page(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 with
 replies as (
     select
-        regexp_extract(filename, '([a-z0-9]+)-(\d+)/runs/[^/]+/eval/(.+)-[0-9a-f]{8}/', ['task', 'seed', 'arm']) as place,
+        regexp_extract(
+            filename, '([a-z0-9]+)-(\d+)/runs/[^/]+/eval/(.+)-[0-9a-f]{8}/', ['task', 'seed', 'arm']
+        ) as place,
         regexp_extract(filename, '(.+)/tables/', 1) as folder,
         response_id,
         prompt_id,
