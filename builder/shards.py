@@ -55,7 +55,7 @@ def rows_of(run: Run, table: str, columns: Sequence[str]) -> "pl.DataFrame":
 
 def rewriting(run: Run) -> AbstractContextManager[Claim]:
     """Alone with what rewrites parts that are there, while inside; parts that come are everybody's."""
-    return claimed(run, "rewrite", wait=True)
+    return claimed(run, "parts", wait=True)
 
 
 def drop_rows(
