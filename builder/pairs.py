@@ -14,6 +14,7 @@ from typing import Any, Final
 import polars as pl
 
 from builder.config import Recipe
+from builder.console import Progress
 from builder.errors import TableError, VerifyError
 from builder.identity import canonical_json, order_key, sha256_hex
 from builder.judge_answer import is_askable, judged_prompts
@@ -70,7 +71,13 @@ class PairsResult:
 
 
 def choose_pairs(
-    run: Run, recipe: Recipe, *, recipe_dir: Path | None = None, limit: int | None = None, allow_code: bool = False
+    run: Run,
+    recipe: Recipe,
+    *,
+    recipe_dir: Path | None = None,
+    limit: int | None = None,
+    allow_code: bool = False,
+    progress: Progress = lambda *_: None,
 ) -> ToJudge:
     """Pairs of the teacher's replies that break no rule: `preference.pairs_per_prompt` a prompt, chosen by seed.
 
@@ -81,7 +88,7 @@ def choose_pairs(
     """
     preference = recipe.require_preference()
     version = pairs_version(recipe)
-    replies = whole_replies(run, recipe, recipe_dir, allow_code=allow_code)
+    replies = whole_replies(run, recipe, recipe_dir, progress, allow_code=allow_code)
     prompts = run.read("prompts", ["prompt_id", "messages"]).unique("prompt_id", keep="last", maintain_order=True)
     golds = judged_prompts(run).select("prompt_id", "gold")  # what verifiers read as gold is an answer there
     rows = (

@@ -382,7 +382,11 @@ class Steps:
         from builder.pairs_show import show_judged_pairs
 
         run, recipe, folder = self.run, self.recipe, self.recipe_dir
-        chosen = choose_pairs(run, recipe, recipe_dir=folder, limit=self.limit, allow_code=self.allow_code)
+        code = self.allow_code
+        with self.reporter.progress("pairs") as meter:
+            chosen = choose_pairs(
+                run, recipe, recipe_dir=folder, limit=self.limit, allow_code=code, progress=meter.step
+            )
         if chosen.pairs:
             calibration = calibrate(run, recipe, self._ask_judge)
             show_calibration(self.reporter, recipe, calibration)
@@ -411,7 +415,9 @@ class Steps:
         from builder.staging import build_staging, staging_variables
 
         run, recipe = self.run, self.recipe
-        chosen = choose_originals(run, recipe, recipe_dir=self.recipe_dir, allow_code=self.allow_code)
+        folder, code = self.recipe_dir, self.allow_code
+        with self.reporter.progress("rewrite") as meter:
+            chosen = choose_originals(run, recipe, recipe_dir=folder, allow_code=code, progress=meter.step)
         result = rewrite(run, recipe, chosen, self._ask_rewriter, limit=self.limit)
         show_rewritten(self.reporter, result)
         run.event("rewrite", asdict(result))

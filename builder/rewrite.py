@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from builder.config import Generation, Recipe, Teacher
+from builder.console import Progress
 from builder.errors import TableError
 from builder.identity import order_key, response_id
 from builder.judge_ask import Send, distinct, task_requests
@@ -91,7 +92,12 @@ class Rewriting:
 
 
 def choose_originals(
-    run: Run, recipe: Recipe, *, recipe_dir: Path | None = None, allow_code: bool = False
+    run: Run,
+    recipe: Recipe,
+    *,
+    recipe_dir: Path | None = None,
+    allow_code: bool = False,
+    progress: Progress = lambda *_: None,
 ) -> ToRewrite:
     """The teacher's replies that break no rule, `rewrite.per_prompt` of a prompt at most, in a seeded order.
 
@@ -101,7 +107,7 @@ def choose_originals(
     section = recipe.require_rewrite()
     number = section.per_prompt or recipe.selection.keep
     before = without_rules(recipe, REVIEW_RULES)
-    whole = whole_replies(run, before, recipe_dir, allow_code=allow_code)
+    whole = whole_replies(run, before, recipe_dir, progress, allow_code=allow_code)
     chosen = [
         identity
         for _, ids in whole.group_by("prompt_id", maintain_order=True).agg("response_id").iter_rows()
