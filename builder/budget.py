@@ -5,10 +5,11 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from builder import journal as journals
-from builder.batch_journal import factors
+from builder.batch_config import price_factor_of
+from builder.batch_journal import factors, unsettled
 from builder.claim_file import hold, holders, lock_files, locked
 from builder.claim_record import Record
 from builder.config import Teacher
@@ -76,13 +77,15 @@ class Budget:
                 living = {one.index for one in others}  # looked at before what they have sealed
                 tabled = dict(zip(("tokens", "cost"), self.recount({shard[0], *living}), strict=True))
                 self.tokens, self.cost = self.recount(living)
+                held = self._held_by_batches(run, {shard[0], *living})
+                self.tokens, self.cost = self.tokens + held["tokens"], self.cost + held["cost"]
                 self.is_share = shard[1] > 1
                 parts = max(1, shard[1] - len(others))
                 self._most_tokens = _share(self.max_tokens, self.tokens, others, "tokens", parts)
                 self._most_cost = _share(self.max_cost, self.cost, others, "cost", parts)
                 most = {"tokens": self._most_tokens, "cost": self._most_cost}
                 # with what only this shard's journal holds: others do not look there
-                claim.allow({name: top - tabled[name] for name, top in most.items() if top is not None})
+                claim.allow({name: top - tabled[name] - held[name] for name, top in most.items() if top is not None})
             except BaseException:
                 claim.release()
                 raise
@@ -90,6 +93,17 @@ class Budget:
             yield
         finally:
             claim.release()
+
+    def _held_by_batches(self, run: Run, skip: Container[int]) -> dict[str, Any]:
+        """Tokens and USD that open offline batches may still take at their dearest, but for those of shards in `skip`:
+        a shard that works on its own holds them itself."""
+        tokens, cost = 0, 0.0
+        for path in journals.journals(run.journal_dir):
+            for sent in unsettled(path) if not (path.stem.isdecimal() and int(path.stem) in skip) else ():
+                tokens += sent.prompt_tokens + sent.completion_tokens
+                price = self.price(sent.prompt_tokens, sent.completion_tokens)
+                cost += price_factor_of(sent.endpoint) * price
+        return {"tokens": tokens, "cost": cost}
 
     async def reserve(self, messages: Sequence[Message], max_tokens: int, prefix: str = "") -> "Reservation":
         """Wait until the request fits. Raises BudgetSpent when it never will."""

@@ -17,11 +17,14 @@ from test_generate import crashed, questions, recipe
 
 from builder import budget as budgets
 from builder import claim_file
+from builder.batch_config import batch_route
+from builder.batch_journal import Sent, record
 from builder.budget import Budget, BudgetSpent, open_budget
 from builder.claim_file import Claim
 from builder.config import Teacher
 from builder.errors import BudgetError, UsageError
 from builder.generate import generate
+from builder.journal_writer import Journal
 from builder.section import Prices
 from builder.store import Run, columns_table
 
@@ -246,3 +249,15 @@ def test_replies_that_only_a_journal_holds_are_paid_for(tmp_path: Path) -> None:
     assert run.rows("responses") == 0 < calm.rows("responses")
     spent, known = (open_budget(one, Teacher(model="t"), None, 10**6).tokens for one in (run, calm))
     assert spent == known > 0
+
+
+def test_what_another_shards_open_batch_may_take_is_given_to_nobody(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    sent = Sent("b-1", batch_route("http://x/v1", 0.5), "m", None, True, 3, 100, 300, 0.0)
+    with Journal(run.journal_dir, 1) as journal:
+        record(journal, sent, []).result()
+    for index, left in ((0, 600), (1, 1000)):  # the shard that sent it holds it itself, when it takes the batch up
+        budget = Budget(None, 1000, PRICES, recount=lambda skip: (0, 0.0))
+        with budget.spending(run, (index, 2)):
+            assert budget.over(0, left // 2) is None
+            assert budget.over(0, left // 2 + 1) is not None
