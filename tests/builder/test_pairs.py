@@ -268,7 +268,7 @@ def test_limit_takes_the_first_prompts(tmp_path: Path) -> None:
     assert (result.prompts, result.judged) == (2, 2)
 
 
-def test_a_recipe_says_who_takes_the_pairs_and_who_judges() -> None:
+def test_a_recipe_says_who_takes_the_pairs_and_who_judges(tmp_path: Path) -> None:
     server = Endpoint(url="http://127.0.0.1:1/v1")
     with pytest.raises(ValidationError, match="no stage of that name is of kind reward"):
         recipe_of(server, stage="other")
@@ -278,9 +278,9 @@ def test_a_recipe_says_who_takes_the_pairs_and_who_judges() -> None:
     for missing, words in (("preference", "no `preference` section"), ("judge", "no `judge` section")):
         recipe = Recipe.model_validate({**plain, missing: None})
         with pytest.raises(UsageError, match=words):
-            steps(Run(Path("nowhere")), recipe).pairs()
+            steps(Run(tmp_path), recipe).pairs()
         with pytest.raises(UsageError, match=words):
-            steps(Run(Path("nowhere")), recipe).everything()
+            steps(Run(tmp_path), recipe).everything()
 
 
 def test_recipes_without_preference_keep_their_hash_and_others_hash_it() -> None:

@@ -77,7 +77,6 @@ def test_datasets_loads_a_release_from_disk(made: Selected, tmp_path: Path, monk
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    datasets.disable_progress_bars()
     path = str(release(made[0], recipe(), made[1]).path)
     cache = str(tmp_path / "cache")
     low = datasets.load_dataset(path, "low-temperature", split="train", cache_dir=cache)

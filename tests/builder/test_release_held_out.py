@@ -150,7 +150,6 @@ def test_without_held_out_prompts_there_is_one_split_and_no_word_of_it(_made: tu
 @pytest.mark.filterwarnings("ignore:Specifying null_placement in SortOptions:FutureWarning")  # datasets' own
 def test_datasets_loads_each_split(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    datasets.disable_progress_bars()
     found = datasets.load_dataset(str(path), "high-temperature", cache_dir=str(tmp_path / "cache"))
     assert set(found) == {"train", "validation"}
     assert set(found["validation"]["prompt_id"][:]) == expected()
