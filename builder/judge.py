@@ -22,7 +22,7 @@ from builder.outcome import Outcome, Verdict
 from builder.release_rows import unplaced
 from builder.requests import Request
 from builder.schema import CANDIDATE_ROLES
-from builder.shards import Shard, of_shard, rows_of
+from builder.shards import Shard, of_shard
 from builder.store import Run, columns_table
 from builder.verify import JUDGE, chunks, drop_outdated, verdict_rows
 
@@ -49,7 +49,7 @@ def open_replies(run: Run, recipe: Recipe, *, shard: Shard = (0, 1)) -> pl.DataF
     where the prompt names the judge, whatever verifiers say. Raises UsageError where the recipe has no judge.
     """
     prompts = judged_prompts(run)
-    verdicts = rows_of(run, "verdicts", ["response_id", "verifier", "verifier_version", "verdict", "gold", "gold_type"])
+    verdicts = run.read("verdicts", ["response_id", "verifier", "verifier_version", "verdict", "gold", "gold_type"])
     decided = (
         verdicts.lazy()
         .filter(~pl.col("verifier").str.starts_with(JUDGE) & pl.col("verdict").is_in(_OPINIONS))
@@ -100,7 +100,7 @@ def _judge(run: Run, recipe: Recipe, replies: pl.DataFrame, send: Send, shard: S
         run.append("verdicts", columns_table("verdicts", verdict_rows(rows, outcomes, versions)), shard=shard[0])
         done += len(rows)
         not_asked += sum(not is_askable(row, _text(row)) for row in rows)
-    found = rows_of(run, "verdicts", ["verifier", "verdict"]).filter(verifier=JUDGE)
+    found = run.read("verdicts", ["verifier", "verdict"]).filter(verifier=JUDGE)
     verdicts = Counter(found["verdict"].to_list())
     return JudgeResult(done, sum(verdicts.values()) - done, not_asked, dict(verdicts))
 

@@ -7,7 +7,6 @@ import polars as pl
 
 from builder.answers import final_part, last_boxed
 from builder.judge_prompt import question_text
-from builder.shards import rows_of
 from builder.store import Run
 from builder.verifiers import default_verifier
 from builder.verify import JUDGE
@@ -44,7 +43,7 @@ def judged_prompts(run: Run) -> pl.DataFrame:
     that can compare two answers by this gold, null where none can.
     """
     columns = ["prompt_id", "messages", "domain", "gold", "gold_type", "verifier"]
-    prompts = rows_of(run, "prompts", columns).unique("prompt_id", keep="last", maintain_order=True)
+    prompts = run.read("prompts", columns).unique("prompt_id", keep="last", maintain_order=True)
     defaults = pl.Series([default_verifier(gold_type) for gold_type in prompts["gold_type"]], dtype=pl.String)
     for_judge = pl.col("verifier").eq_missing(pl.lit(JUDGE))
     named = prompts.with_columns(

@@ -17,7 +17,6 @@ from builder.judge_pairs import Pair
 from builder.judge_prompt import question_text
 from builder.outcome import Outcome
 from builder.schema import CANDIDATE_ROLES
-from builder.shards import rows_of
 from builder.store import Run
 from builder.verifiers import first_checks
 
@@ -116,7 +115,7 @@ def proved_replies(run: Run, prompts: pl.DataFrame, verdict: str) -> pl.DataFram
     `prompts` are those of `judged_prompts`.
     """
     proving = prompts.lazy().filter(~pl.col("for_judge")).select("prompt_id", "domain", verifier="checker")
-    verdicts = rows_of(run, "verdicts", ["response_id", "verifier", "verdict"]).filter(verdict=verdict).lazy()
+    verdicts = run.read("verdicts", ["response_id", "verifier", "verdict"]).filter(verdict=verdict).lazy()
     return (
         run.scan("responses")
         .filter(pl.col("role").is_in(CANDIDATE_ROLES))

@@ -21,7 +21,7 @@ from builder.prefix import Prefix
 from builder.requests import messages_of
 from builder.scoring_server import TEST_TEXT, Outcome, ProofText, ScoringServer
 from builder.section import Endpoint
-from builder.shards import Shard, of_shard, rows_of
+from builder.shards import Shard, of_shard
 from builder.store import Run, columns_table
 from builder.student import NoLogprobs
 from builder.text import THINK_CLOSE, THINK_OPEN
@@ -79,9 +79,9 @@ def rescorable(run: Run, recipe: Recipe, *, shard: Shard = (0, 1)) -> "pl.DataFr
         & of_shard(shard)
     )
     return (
-        replies.join(rows_of(run, "prompts", ["prompt_id"]).lazy(), on="prompt_id", how="semi")
+        replies.join(run.read("prompts", ["prompt_id"]).lazy(), on="prompt_id", how="semi")
         .select("response_id")
-        .join(rows_of(run, "logprobs", ["response_id"]).lazy(), on="response_id", how="anti")
+        .join(run.read("logprobs", ["response_id"]).lazy(), on="response_id", how="anti")
         .unique()
         .collect()
     )
@@ -98,7 +98,7 @@ def tokens_to_rescore(run: Run, recipe: Recipe, *, shard: Shard = (0, 1)) -> int
     asked = pl.col("messages").list.eval(pl.element().struct.field("content").str.len_bytes()).list.sum()
     written = pl.sum_horizontal(pl.col("reasoning", "answer").str.len_bytes())
     tokens = pl.coalesce("prompt_tokens", asked) + pl.coalesce("completion_tokens", written)
-    prompts = rows_of(run, "prompts", ["prompt_id", "messages"]).lazy()
+    prompts = run.read("prompts", ["prompt_id", "messages"]).lazy()
     return int(replies.join(prompts, on="prompt_id").select(tokens.sum()).collect().item() or 0)
 
 
@@ -106,7 +106,7 @@ def _chunks(run: Run, replies: "pl.DataFrame") -> Iterator[list[dict[str, Any]]]
     """Texts, messages and prompt tokens of these replies, part by part: all of them may be more than memory holds."""
     import polars as pl
 
-    prompts = rows_of(run, "prompts", ["prompt_id", "messages"]).lazy()
+    prompts = run.read("prompts", ["prompt_id", "messages"]).lazy()
     for part in run.parts("responses"):
         rows = pl.scan_parquet(part, glob=False).join(replies.lazy(), on="response_id", how="semi")
         wanted = rows.select("response_id", "prompt_id", "reasoning", "answer", "prompt_tokens")

@@ -22,7 +22,7 @@ from builder.local_student import LocalStudent
 from builder.models import quantisation, student_id
 from builder.rescore import Rescored, rescorable, rescore, rescored_ids
 from builder.schema import CANDIDATE_ROLES
-from builder.shards import Shard, drop_rows, of_shard, rows_of
+from builder.shards import Shard, drop_rows, of_shard
 from builder.store import Run, columns_table
 from builder.student import NoLogprobs
 from builder.tokens import sentence_of_spans
@@ -102,7 +102,7 @@ def _score(
         student = student or _loaded(recipe.require_student())
         quantised = quantisation(recipe.require_student())
         pieces = cache(partial(teacher_bytes, recipe.require_teacher()))
-        prompts = dict(rows_of(run, "prompts", ["prompt_id", "messages"]).iter_rows())
+        prompts = dict(run.read("prompts", ["prompt_id", "messages"]).iter_rows())
         stored = run.scan("sentences").filter(pl.col("student_id") == identity).select("response_id").collect()
         written = set(stored["response_id"].to_list())  # by a call that ended before it wrote their scores
         done = 0
@@ -117,7 +117,7 @@ def _score(
             if progress:
                 progress(done, missing.height)
             _go_on(candidates, done, missing.height)
-    of_student = rows_of(run, "scores", ["student_id", "status", "status_detail"]).filter(student_id=identity)
+    of_student = run.read("scores", ["student_id", "status", "status_detail"]).filter(student_id=identity)
     counted = of_student.group_by("status", "status_detail").len().sort("len", "status_detail")
     statuses: Counter[str] = Counter()
     reasons: dict[str, str] = {}
@@ -155,7 +155,7 @@ def _outdated(run: Run, identity: str, retry: bool) -> set[str]:
 
     With `retry`, also those for which the student's server gave none: it may give them now.
     """
-    scores = rows_of(run, "scores", ["response_id", "student_id", "status"]).filter(student_id=identity)
+    scores = run.read("scores", ["response_id", "student_id", "status"]).filter(student_id=identity)
     found = set(scores.filter(pl.col("status") == "no_student_logprobs")["response_id"].to_list()) if retry else set()
     without = set(scores.filter(pl.col("status") == "no_teacher_logprobs")["response_id"].to_list())
     return found | (without & rescored_ids(run) if without else set())
@@ -186,8 +186,8 @@ def _drop(run: Run, table: str, ids: set[str], identity: str | None = None) -> N
 
 def _missing(run: Run, identity: str, shard: Shard) -> pl.DataFrame:
     """Replies of the shard without a score for this student: response_id, and the part that each stands in."""
-    scored = rows_of(run, "scores", ["response_id", "student_id"]).filter(student_id=identity)
-    prompts = rows_of(run, "prompts", ["prompt_id"])
+    scored = run.read("scores", ["response_id", "student_id"]).filter(student_id=identity)
+    prompts = run.read("prompts", ["prompt_id"])
     replies = run.scan("responses", paths_as="part").filter(pl.col("role").is_in(CANDIDATE_ROLES) & of_shard(shard))
     wanted = replies.join(prompts.lazy(), on="prompt_id", how="semi").select("response_id", "part")
     return wanted.join(scored.lazy(), on="response_id", how="anti").unique("response_id").collect()
@@ -209,7 +209,7 @@ def _chunks(run: Run, missing: pl.DataFrame) -> Iterator[pl.DataFrame]:
             .collect()
         )
         needed = places.join(block, on="response_id", how="semi")["part"].unique().sort().to_list()
-        with ExitStack() as files:  # open, because another shard may replace them: see `shards.rows_of`
+        with ExitStack() as files:  # open, because another shard may replace them: see `Run.read`
             opened = [files.enter_context(logprobs[i].open("rb")) for i in needed]
             values = pl.scan_parquet(opened) if opened else run.scan("logprobs").head(0)
             rows = block.lazy().join(values, on="response_id", how="left").sort("response_id").collect()

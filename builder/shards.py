@@ -43,16 +43,6 @@ def shard_rows(rows: pa.Table, shard: Shard) -> pa.Table:
     return where(rows, [in_shard(prompt, shard) for prompt in prompts])
 
 
-def rows_of(run: Run, table: str, columns: Sequence[str]) -> "pl.DataFrame":
-    """Columns of a table whose parts other shards may rewrite meanwhile; each part is read as it was or as it is.
-
-    polars opens a path twice when it scans, and panics where the file was replaced in between; this opens it once.
-    """
-    import polars as pl
-
-    return pl.DataFrame(run.columns(table, list(columns)))
-
-
 def rewriting(run: Run) -> AbstractContextManager[Claim]:
     """Alone with what rewrites parts that are there, while inside; parts that come are everybody's."""
     return claimed(run, "parts", wait=True)

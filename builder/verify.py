@@ -20,7 +20,7 @@ from builder.claim import claimed
 from builder.errors import UsageError
 from builder.outcome import Open, Outcome
 from builder.sandbox import sandbox_problem
-from builder.shards import Shard, drop_rows, of_shard, rows_of
+from builder.shards import Shard, drop_rows, of_shard
 from builder.store import Run, columns_table
 from builder.supervised import Supervised
 from builder.verifiers import (
@@ -107,7 +107,7 @@ def _verify(run: Run, shard: Shard, workers: int | None, progress: Progress | No
     judgeable = wanted.filter(pl.col("gold").is_not_null() & pl.col("verifier").is_not_null())
     versions = {name: verifier_version(name) for name in judgeable["verifier"].unique()}
     drop_outdated(run, judgeable, versions, shard)
-    have = rows_of(run, "verdicts", ["response_id", "verifier"])
+    have = run.read("verdicts", ["response_id", "verifier"])
     missing = judgeable.join(have, on=["response_id", "verifier"], how="anti", maintain_order="left")
     programs, problem = missing.filter(verifier="code"), None
     if programs.height and (problem := sandbox_problem()):  # no verdict, so that they get one where a sandbox is
@@ -169,7 +169,7 @@ def _verifiable_prompts(run: Run) -> pl.DataFrame:
 
     Null as well where that is the judge: column `for_judge` says so.
     """
-    prompts = rows_of(run, "prompts", ["prompt_id", "gold", "gold_type", "verifier"]).unique("prompt_id", keep="last")
+    prompts = run.read("prompts", ["prompt_id", "gold", "gold_type", "verifier"]).unique("prompt_id", keep="last")
     unknown = sorted(set(prompts["verifier"].drop_nulls()) - {*VERIFIERS, JUDGE})
     if unknown:
         raise UsageError(
@@ -261,7 +261,7 @@ def verdict_rows(
 
 
 def _result(run: Run, wanted: pl.DataFrame, judgeable: pl.DataFrame, *, computed: int) -> VerifyResult:
-    verdicts = rows_of(run, "verdicts", ["response_id", "verifier", "verdict"]).join(
+    verdicts = run.read("verdicts", ["response_id", "verifier", "verdict"]).join(
         judgeable.select("response_id", "verifier"), on=["response_id", "verifier"]
     )
     by_verifier: dict[str, Counter[str]] = {}

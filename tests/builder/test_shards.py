@@ -25,7 +25,7 @@ from builder.identity import prompt_id
 from builder.release import release
 from builder.schema import FEATURES
 from builder.selection import select
-from builder.shards import drop_rows, in_shard, of_shard, rows_of, shard_rows
+from builder.shards import drop_rows, in_shard, of_shard, shard_rows
 from builder.store import Run, columns_table
 
 PROMPTS, EACH = 14, 4
@@ -258,7 +258,7 @@ def test_a_part_that_another_process_replaces_is_read_as_it_was_or_as_it_is(
     try:
         wait_until(part.exists)
         for _ in range(60):
-            rows = rows_of(run, "verdicts", ["response_id", "verifier_version"])
+            rows = run.read("verdicts", ["response_id", "verifier_version"])
             assert set(rows["verifier_version"]) == {str(rows.height)}
             assert rows["response_id"].n_unique() == rows.height
             seen[rows.height] += 1
