@@ -23,6 +23,7 @@ serve() { # serve NAME: the box of that name behind an endpoint
     builder serve "boxes/$1" --model-name "$1" --port "$PORT" >"serve-$1.log" 2>&1 &
     serving=$! && up "$PORT"
 }
+model() { [ -d "models/$1" ] || { rm -rf "models/.$1"; run python -m "${@:2}" "models/.$1" --seed "$SEED"; mv "models/.$1" "models/$1"; }; }
 box() { mkdir -p boxes && ln -sfn "../$2" "boxes/$1"; }                      # box NAME FOLDER: what a box came to
 weights() { python -c 'import json, sys; print(json.load(open(sys.argv[1]))["weights_sha256"])' "boxes/$1/training.json"; }
 teacher() { printf '%s ' teacher.model="$1" teacher.revision="$(weights "$1")" teacher.license=apache-2.0; }
@@ -34,7 +35,7 @@ up "$EDITOR_PORT"
 run python -m builder.toy.materials . --seed "$SEED"
 
 say "A1, B1: a base model, which can calculate and writes as the web does"
-[ -d models/base ] || run python -m builder.toy.base models/base --seed "$SEED"
+model base builder.toy.base
 box base models/base
 
 say "A5, A7: R1-Zero, GRPO from the base on rules alone: accuracy and format"
@@ -90,7 +91,7 @@ train runs/r1-rl-smoke/releases/v1 sft rl-2 stages.rl-preference.reward_models.h
     stages.rl-preference.rewards.helpfulness=1.0
 
 say "A19 to A21, B12 to B14: a smaller student, by SFT on the mix"
-[ -d models/student ] || run python -m builder.toy.train student models/student --seed "$SEED"
+model student builder.toy.train student
 box student models/student
 train runs/r1-mix-smoke/releases/v1 student distilled defaults.num_train_epochs=8 defaults.learning_rate=7e-3 defaults.lr_scheduler_type=cosine
 

@@ -2,7 +2,7 @@
 
 `run.py` starts it; by hand, in a folder of its own: `python …/tests/proof/chain.py words 0 --size quick`.
 Questions, a student, replies paid for once, then every arm as a release of that run, a training and an evaluation, each
-by the command that a user would type, in this process. What is there is kept, so a killed chain goes on.
+by the public command or function, in this process. What is there is kept, so a killed chain goes on.
 """
 
 import argparse
@@ -55,28 +55,41 @@ class Chain:
     part: tasks.Part
 
     def builder(self, command: str, *arguments: str) -> dict[str, Any]:
-        """A command of `builder` on proof.yaml; what its --json prints."""
+        """A command of `builder` on proof.yaml, in this process, which saves the imports; what its --json prints."""
         from builder.cli import app
 
-        named = (f"name={self.task}", f"generation.seed={self.seed}")
-        return _called("builder", app, command, "proof.yaml", *arguments, *named, "--json", "--quiet")
+        given = [command, "proof.yaml", *arguments, f"name={self.task}", f"generation.seed={self.seed}"]
+        say(f"$ builder {shlex.join(given)}")
+        began, out = time.monotonic(), io.StringIO()
+        with contextlib.redirect_stdout(out):
+            code = app([*given, "--json", "--quiet"], standalone_mode=False)
+        if code:
+            raise SystemExit(f"builder {command} ended with exit code {code}; its message stands above.")
+        say(f"  {time.monotonic() - began:.1f} s")
+        found: dict[str, Any] = json.loads(out.getvalue())
+        return found
 
     def train(self, arm: "Arm", version: str) -> None:
-        """Every stage of a release, into models/<arm>."""
-        from trainer.cli import app
+        """Every stage of a release, into models/<arm>, by the function behind `trainer run`."""
+        from trainer import plan, train
+        from trainer.errors import TrainerError
 
-        where = ("--dataset", f"runs/{self.task}/releases/{version}", "--model", "models/student")
-        how = ("--output", f"models/{arm.name}", "--recipe", "train.yaml", f"defaults.seed={self.seed}")
-        epochs = f"defaults.num_train_epochs={self.size.epochs[self.task]}"
-        _called("trainer", app, "run", *where, *how, epochs, *arm.more, "--json", "--quiet")
+        release, output = f"runs/{self.task}/releases/{version}", f"models/{arm.name}"
+        how = [f"defaults.seed={self.seed}", f"defaults.num_train_epochs={self.size.epochs[self.task]}", *arm.more]
+        where = ["--dataset", release, "--model", "models/student", "--output", output, "--recipe", "train.yaml"]
+        say(f"$ {shlex.join(['trainer', 'run', *where, *how])}")
+        began = time.monotonic()
+        try:
+            train.run(plan.Job(release, "models/student", output, "train.yaml", how))
+        except TrainerError as error:
+            raise SystemExit(str(error)) from None
+        say(f"  {time.monotonic() - began:.1f} s")
 
     def accuracy(self, label: str, model: str) -> dict[str, Any]:
         """pass@1 of a model on the questions of the chain's part, one reply each at T = 1.0."""
-        found: dict[str, Any] = self.builder(
-            "eval", "--model", model, "--label", label, "--questions", f"{self.part}.jsonl"
-        )["eval"]
+        found = self.builder("eval", "--model", model, "--label", label, "--questions", f"{self.part}.jsonl")["eval"]
         say(f"  {label}: {found['pass_at_1']:.1%}")
-        return found
+        return {"pass_at_1": found["pass_at_1"]}
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,11 @@ class Arm:
     @property
     def stages(self) -> list[str]:
         return list(self.given.get("stages", [self.name]))
+
+    @property
+    def uncut(self) -> str:
+        """The arm that this one is cut from."""
+        return self.name.removesuffix("-tokens")
 
     @property
     def more(self) -> list[str]:
@@ -190,6 +208,8 @@ def _data(chain: Chain, *, sensitivity: bool) -> dict[str, Any]:
 def _arm(chain: Chain, arm: Arm) -> dict[str, Any]:
     """Release, train, evaluate."""
     cut = _rows_within(arm) if "cut_to" in arm.given else None
+    if cut == 2 * chain.size.rows:  # the arm of fewest tokens is its own cut
+        return _read(arm.uncut) | chain.accuracy(arm.name, f"models/{arm.uncut}/final")
     overrides = arm.overrides(chain.size, chain.task, cut)
     seconds = {}
     if arm.given.get("mixed"):
@@ -204,15 +224,15 @@ def _arm(chain: Chain, arm: Arm) -> dict[str, Any]:
     chain.train(arm, version)
     seconds["train"] = time.monotonic() - began
     began = time.monotonic()
-    found = chain.accuracy(arm.name, f"models/{arm.name}/final")
+    reached = chain.accuracy(arm.name, f"models/{arm.name}/final")
     seconds["eval"] = time.monotonic() - began
     return {
         "version": version,
         "build_id": manifest["build_id"],
         "overrides": overrides,
         "stages": [{key: stage[key] for key in ("stage", "rows", "tokens")} for stage in manifest["schedule"]],
-        "pass_at_1": found["pass_at_1"],
         "seconds": seconds,
+        **reached,
     }
 
 
@@ -236,7 +256,7 @@ def _check_rows(arm: Arm, schedule: list[dict[str, Any]], overrides: list[str]) 
 def _rows_within(arm: Arm) -> int:
     """Rows of a cut arm: at the mean length of its uncut arm they have the tokens of the shortest arm of `cut_to`."""
     done = {name: _read(name)["stages"][0] for name in arm.given["cut_to"] if Path(f"arms/{name}.json").is_file()}
-    own = done[arm.name.removesuffix("-tokens")]
+    own = done[arm.uncut]
     return int(own["rows"] * min(stage["tokens"] for stage in done.values()) // own["tokens"])
 
 
@@ -267,19 +287,6 @@ def _once(name: str, work: Callable[[], dict[str, Any]]) -> None:
 
 def _read(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(Path(f"arms/{name}.json").read_text(encoding="utf-8"))
-    return found
-
-
-def _called(program: str, app: Any, *arguments: str) -> dict[str, Any]:
-    """A command in this process, which saves the imports; what it printed. SystemExit where it fails."""
-    say(f"$ {program} {shlex.join(arguments)}")
-    began, out = time.monotonic(), io.StringIO()
-    with contextlib.redirect_stdout(out):
-        code = app(list(arguments), standalone_mode=False)
-    if code:
-        raise SystemExit(f"{program} {' '.join(arguments)} ended with exit code {code}; its message stands above.")
-    say(f"  {time.monotonic() - began:.1f} s")
-    found: dict[str, Any] = json.loads(out.getvalue())
     return found
 
 

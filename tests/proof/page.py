@@ -5,6 +5,8 @@ Everything shown comes from the runs' own tables by the SQL files here. The same
 
 import argparse
 import json
+import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,21 +16,12 @@ from typing import Any, Final
 import duckdb
 import numpy as np
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from builder.charts import Dot, dot_chart
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 HERE: Final = Path(__file__).resolve().parent
 DRAWS: Final = 10_000
 Verdicts = Mapping[int, Mapping[str, bool]]
 """Whether the reply to a question was correct, by seed and question."""
-
-_STYLE: Final = (
-    "text{font-family:system-ui,-apple-system,'Segoe UI',Roboto,'Noto Sans','DejaVu Sans',sans-serif;fill:#1b1f26}"
-    ".title{font-size:17px;font-weight:600}.label,.value{font-size:14px}.tick{font-size:12px;fill:#59616e}"
-    ".grid{stroke:#dcdcd6}.interval{stroke:#0a6a93;stroke-width:2}.dot{fill:#0a6a93}"
-)
 
 
 @dataclass(frozen=True)
@@ -41,9 +34,9 @@ class Interval:
     seeds: tuple[float, ...]
 
     @property
-    def reading(self) -> str:
-        """What the interval allows to say, by rule."""
-        return "helps" if self.low > 0 else "hurts" if self.high < 0 else "cannot be told at this size"
+    def sign(self) -> int:
+        """1 or −1 where the interval leaves out 0, else 0."""
+        return 1 if self.low > 0 else -1 if self.high < 0 else 0
 
 
 def bootstrap(values: Sequence[Sequence[int]], seed: int = 0) -> Interval:
@@ -95,7 +88,7 @@ def table(root: Path, name: str) -> list[dict[str, Any]]:
 
 
 def verdicts(root: Path) -> dict[tuple[str, str], dict[int, dict[str, bool]]]:
-    """By task and arm; an R1 box is task `r1` with its questions, `r1 stories` with its stories."""
+    """By task and arm; a box of the R1 ladder is an arm of task `r1` and, by its stories, of `r1 stories`."""
     found: dict[tuple[str, str], dict[int, dict[str, bool]]] = defaultdict(lambda: defaultdict(dict))
     for row in table(root, "verdicts"):
         task = "r1 stories" if row["verifier"] == "ifeval" else row["task"]
@@ -121,31 +114,43 @@ def section(claim: Mapping[str, Any], known: Mapping[tuple[str, str], Verdicts],
                 arms.append({"task": task, "arm": name, "share": alone(known[task, name]), **counted})
         for name, control, paper in claim["compare"]:
             if {(task, name), (task, control)} <= known.keys():
-                one = {"task": task, "arm": name, "control": control, "paper": paper}
-                compared.append(one | {"difference": paired(known[task, name], known[task, control])})
-    return dict(claim) | {"arms": arms, "compared": compared}
+                difference, theirs = paired(known[task, name], known[task, control]), sign_of(paper)
+                one = {"task": task, "arm": name, "control": control, "paper": paper, "theirs": theirs}
+                compared.append(one | {"difference": difference, "reading": reading(difference.sign, theirs)})
+    return dict(claim) | {"arms": arms, "compared": compared, "reading": in_one_sentence(compared)}
 
 
-def plot(title: str, arms: Sequence[Mapping[str, Any]]) -> str:
-    """A picture of its own, in the look of the cards' plots."""
-    dots = [Dot(f"{arm['task']}: {arm['arm']}", *_clipped(arm["share"])) for arm in arms]
-    height = 48 * len(dots) + 92
-    return str(
-        Markup(
-            '<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" viewBox="0 0 760 {height}" '
-            'role="img" aria-label="{title}"><style>{style}</style>'
-            '<rect x="0.5" y="0.5" width="759" height="{low}" rx="8" fill="#fdfdfc" stroke="#dcdcd6"/>'
-            '<text x="24" y="32" class="title">{title}</text>'
-            '<svg x="24" y="52" width="712" height="{inner}">{chart}</svg></svg>\n'
-        ).format(
-            height=height, low=height - 1, inner=height - 60, title=title, style=Markup(_STYLE),
-            chart=dot_chart(dots, title),
-        )
-    )  # fmt: skip
+def sign_of(paper: str) -> int:
+    """The sign of the first number that is told of a paper; 0 where none is."""
+    found = re.search("[+−]", paper)
+    return 0 if found is None else 1 if found[0] == "+" else -1
 
 
-def _clipped(share: Interval) -> tuple[float, float, float]:
-    return share.value, max(share.low, 0.0), min(share.high, 1.0)
+def reading(ours: int, theirs: int) -> str:
+    """What an interval allows to say beside the paper's sign, by rule."""
+    if not ours:
+        return "cannot be told at this size"
+    said = "helps" if ours > 0 else "hurts"
+    return f"{said}, {'as reported' if ours == theirs else 'against the report'}" if theirs else said
+
+
+def in_one_sentence(compared: Sequence[Mapping[str, Any]]) -> str:
+    """What a table comes to: where intervals leave out 0, and how often signs are those of the paper."""
+    told = [one for one in compared if one["difference"].sign]
+    named = ", ".join(
+        f"{one['arm']} {'helps' if one['difference'].sign > 0 else 'hurts'} against {one['control']} on {one['task']} "
+        f"({_points(one['difference'].value)})"
+        for one in told
+    )
+    reported = [one for one in compared if one["theirs"]]
+    agreed, against = (sum(one["difference"].sign == sign * one["theirs"] for one in reported) for sign in (1, -1))
+    first = f"of {len(compared)} comparisons {len(told)} can be told at this size" + (f": {named}" if told else "")
+    return first + (
+        f"; of the {len(reported)} whose sign is reported, {agreed} came out so, {against} the other way, "
+        f"{len(reported) - agreed - against} cannot be told."
+        if reported
+        else "."
+    )
 
 
 def page(root: Path, *, quick: bool) -> tuple[str, dict[str, str]]:
@@ -155,23 +160,30 @@ def page(root: Path, *, quick: bool) -> tuple[str, dict[str, str]]:
         raise SystemExit(f"{root} holds no evaluation yet, so there is nothing to show. Run run.py first.")
     claims = yaml.safe_load((HERE / "claims.yaml").read_text(encoding="utf-8"))
     sections = [one for claim in claims if (one := section(claim, known, rows))["compared"]]
-    boxes = [
-        {"arm": arm, "share": alone(one), "stories": alone(known["r1 stories", arm])}
-        for (task, arm), one in known.items()
-        if task == "r1" and ("r1 stories", arm) in known
-    ]
     seeds = {
         task: sorted({seed for (one, _), found in known.items() if one == task for seed in found}) for task, _ in known
     }
     settings = json.loads((root / "settings.json").read_text(encoding="utf-8"))
-    jinja = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    jinja.filters |= {"points": _points, "percent": lambda share: f"{100 * share:.1f}"}
-    text = jinja.get_template("page.md.jinja").render(
-        quick=quick, sections=sections, boxes=sorted(boxes, key=lambda box: box["share"].value), seeds=seeds,
-        settings=settings, overlap=table(root, "overlap"), releases=_releases(rows), seconds=_seconds(rows),
-        comparisons=sum(len(one["compared"]) for one in sections),
+    text = _template("page.md.jinja").render(
+        quick=quick, sections=sections, seeds=seeds, settings=settings, overlap=table(root, "overlap"),
+        releases=_releases(rows), seconds=_seconds(rows), comparisons=sum(len(one["compared"]) for one in sections),
     )  # fmt: skip
-    return text, {f"{one['name']}.svg": plot(one["title"], one["arms"]) for one in sections}
+    plots = {}
+    for one in sections:
+        ends = [abs(end) for row in one["compared"] for end in (row["difference"].low, row["difference"].high)]
+        reach = max(1, math.ceil(20 * max(ends))) / 20  # of the axis either way, in steps of five points
+        drawn = _template("plot.svg.jinja").render(title=one["title"], compared=one["compared"], reach=reach)
+        plots[f"{one['name']}.svg"] = drawn + "\n"
+    return text, plots
+
+
+def _template(name: str) -> Template:
+    jinja = Environment(
+        loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        autoescape=name.endswith(".svg.jinja"),
+    )  # fmt: skip
+    jinja.filters |= {"points": _points, "percent": lambda share: f"{100 * share:.1f}"}
+    return jinja.get_template(name)
 
 
 def _releases(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

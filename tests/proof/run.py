@@ -25,7 +25,12 @@ from chain import HERE, SIZES, say
 from tasks import Part
 
 LADDER: Final = HERE.parents[1] / "docs" / "r1-loop.sh"
-ENVIRONMENT: Final = {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "10000", "TRANSFORMERS_VERBOSITY": "error"}
+ENVIRONMENT: Final = {
+    "OMP_NUM_THREADS": "1",
+    "GOMP_SPINCOUNT": "10000",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TQDM_DISABLE": "1",
+}
 
 
 def start(name: str, out: Path, options: list[str]) -> int:

@@ -52,11 +52,21 @@ def test_seeds_that_disagree_widen_the_interval_beyond_that_of_the_questions() -
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "words"),
-    [(0.01, 0.2, "helps"), (-0.2, -0.01, "hurts"), (0.0, 0.2, "cannot be told at this size")],
+    ("low", "high", "paper", "words"),
+    [
+        (0.01, 0.2, "not reported", "helps"),
+        (0.01, 0.2, "+2.4 against as many rows", "helps, as reported"),
+        (0.01, 0.2, "−1.9", "helps, against the report"),
+        (-0.2, -0.01, "+3.1; companion +2.5", "hurts, against the report"),
+        (-0.2, -0.01, "−1.9", "hurts, as reported"),
+        (0.0, 0.2, "+3.1", "cannot be told at this size"),
+        (-0.1, 0.0, "−1.9", "cannot be told at this size"),
+    ],
 )
-def test_a_reading_follows_from_the_interval(low: float, high: float, words: str) -> None:
-    assert page.Interval(0.1, low, high, (0.1,)).reading == words
+def test_a_reading_follows_from_the_interval_and_the_papers_sign(
+    low: float, high: float, paper: str, words: str
+) -> None:
+    assert page.reading(page.Interval(0.1, low, high, (0.1,)).sign, page.sign_of(paper)) == words
 
 
 def test_arms_that_answered_different_questions_are_not_paired() -> None:
@@ -99,7 +109,11 @@ def test_the_page_says_what_the_verdicts_say_and_is_the_same_twice(tmp_path: Pat
     root = written(tmp_path / "proof", {"count": [good, good], "random": [bad, bad]})
     text, plots = page.page(root, quick=True)
     assert "| words | count − random | +3.1; companion +2.5 | +70.0 [" in text
-    assert "+70.0 +70.0 | helps |" in text
+    assert "+70.0 +70.0 | helps, as reported |" in text
+    assert (
+        "**Reading:** of 1 comparisons 1 can be told at this size: count helps against random on words (+70.0); of "
+        "the 1 whose sign is reported, 1 came out so, 0 the other way, 0 cannot be told." in text
+    )
     assert "| words | count | 90.0 [" in text and "| 10 | 1,234 | 123.4 |" in text
     assert text.startswith("**This page is of the quick run")
     assert set(plots) == {"selection.svg"}
@@ -108,16 +122,17 @@ def test_the_page_says_what_the_verdicts_say_and_is_the_same_twice(tmp_path: Pat
 
 def test_boxes_of_the_ladder_stand_with_questions_and_stories_of_all_seeds(tmp_path: Path) -> None:
     root = written(tmp_path / "proof", {})
-    for seed, share in ((0, 3), (1, 5)):
+    for seed in (0, 1):
         ladder = root / f"r1-{seed}" / "runs" / "r1-zero-smoke"
-        evaluated(ladder, "rl-2-0123abcd", [place < share for place in range(10)])
-        evaluated(ladder, "rl-2-4567abcd", [place < 2 * share for place in range(10)], "ifeval")
-        evaluated(ladder, "student-0123abcd", [True] * 10)
+        for box, right, clear in (("rl-1", 2, 7), ("sft", 5, 7), ("rl-2", 5, 9)):
+            evaluated(ladder, f"{box}-0123abcd", [place < right + seed for place in range(10)])
+            evaluated(ladder, f"{box}-4567abcd", [place < clear for place in range(10)], "ifeval")
     text, plots = page.page(root, quick=False)
-    assert text.startswith("# Proof") and "r1: 2 seeds." in text
-    assert "| rl-2 | 40.0 [" in text and "] | 80.0 [" in text
-    assert "| student |" not in text  # its stories were not asked
-    assert not plots
+    assert text.startswith("# Proof") and "r1: 2 seeds" in text
+    assert "| r1 | sft − rl-1 | +4.1 | +30.0 [" in text and "| r1 | sft | 55.0 [" in text
+    assert "| r1 stories | rl-2 − sft | +25.5 | +20.0 [" in text and "| r1 stories | rl-2 | 90.0 [" in text
+    assert "cold-start |" not in text  # was not evaluated
+    assert set(plots) == {"ladder.svg", "ladder-stories.svg"}
 
 
 def test_an_arm_that_was_evaluated_twice_is_refused(tmp_path: Path) -> None:
@@ -143,7 +158,7 @@ def test_a_folder_takes_one_proof_only(tmp_path: Path) -> None:
 def test_every_claim_compares_arms_that_there_are_for_some_task(task: str) -> None:
     claims = yaml.safe_load((chain.HERE / "claims.yaml").read_text(encoding="utf-8"))
     known = {arm.name for arm in chain.arms_of("words", sensitivity=True)} | {"base", "teacher", "low-one"}
-    for claim in claims:
+    for claim in (claim for claim in claims if task in claim["task"]):
         named = {*claim["arms"], *(name for compared in claim["compare"] for name in compared[:2])}
         assert named <= known
     cut = {name for arm in chain.arms_of(task, sensitivity=True) for name in arm.given.get("cut_to", [])}
@@ -161,6 +176,26 @@ def test_an_arm_is_cut_to_the_tokens_of_the_shortest_and_that_one_not_at_all(
         arm.name: chain._rows_within(arm) for arm in chain.arms_of("rows", sensitivity=False) if "cut_to" in arm.given
     }
     assert found == {"random-tokens": 110, "count-tokens": 99}
+
+
+def test_the_arm_of_fewest_tokens_is_evaluated_as_its_own_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("arms").mkdir()
+    size = chain.SIZES["quick"]
+    for name, tokens in {"random": 8_100, "count": 9_000}.items():
+        stages = [{"stage": name, "rows": 2 * size.rows, "tokens": tokens}]
+        Path(f"arms/{name}.json").write_text(json.dumps({"version": f"of {name}", "stages": stages}))
+    asked = []
+
+    def builder(_: object, *given: str) -> dict[str, object]:
+        asked.append(given)
+        return {"eval": {"pass_at_1": 0.5}}
+
+    monkeypatch.setattr(chain.Chain, "builder", builder)
+    arm = next(arm for arm in chain.arms_of("rows", sensitivity=False) if arm.name == "random-tokens")
+    found = chain._arm(chain.Chain("rows", 0, size, "held-out"), arm)
+    assert (found["version"], found["pass_at_1"]) == ("of random", 0.5)
+    assert [given[:5] for given in asked] == [("eval", "--model", "models/random/final", "--label", "random-tokens")]
 
 
 def test_a_stage_that_is_short_of_rows_is_refused() -> None:
