@@ -82,7 +82,7 @@ def parse(body: bytes, prefix: str | None = None, role: str = "teacher") -> Repl
     out. Raises as `parse_reply`.
     """
     if prefix is None:
-        return parse_reply(body, is_rewrite=role == "rewrite")
+        return parse_reply(body, role)
     begun = Prefix.of(prefix)
     try:
         given = _text_decoder.decode(body)

@@ -73,16 +73,17 @@ class Reply:
     nonfinite_count: int
 
 
-def parse_reply(body: bytes, *, is_rewrite: bool = False) -> Reply:
+def parse_reply(body: bytes, role: str = "teacher") -> Reply:
     """The reply in a body of status 200. Raises EndpointError (worth another try) or FatalReply (not worth one).
 
-    The reasoning of a rewrite is what stands between think tags in its content: a field of its own holds what the
-    rewriting model thought about its task.
+    The reasoning of role rewrite is what stands between think tags in its content: a field of its own holds what the
+    rewriting model thought about its task. An empty reply is an EmptyReply, but not of role eval where the endpoint
+    counted tokens: the model ended at once, so it has no right answer.
     """
     choice, usage = choice_of(body)
     message = choice.message
     content, replaced_content = clean(message.content)
-    thinking, replaced_thinking = clean(None if is_rewrite else message.thinking)
+    thinking, replaced_thinking = clean(None if role == "rewrite" else message.thinking)
     reply = bare_reply(choice, usage)
     if thinking and thinking.strip():
         reasoning: str | None = _without_tags(thinking)
@@ -96,7 +97,8 @@ def parse_reply(body: bytes, *, is_rewrite: bool = False) -> Reply:
     if reasoning is None and answer is None and not reply.tool_calls and reply.finish_reason != "length":
         if reply.finish_reason == "content_filter":
             raise FatalReply("the endpoint's content filter left nothing of the reply")
-        raise EmptyReply("the endpoint answered 200 with an empty reply")
+        if role != "eval" or not reply.completion_tokens:
+            raise EmptyReply("the endpoint answered 200 with an empty reply")
     replaced = replaced_content + replaced_thinking
     return replace(reply, reasoning=reasoning, answer=answer, reasoning_format=form, replaced_characters=replaced)
 

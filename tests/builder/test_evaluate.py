@@ -3,13 +3,24 @@
 import json
 from pathlib import Path
 
+import polars as pl
 import pytest
 from endpoint import Endpoint, endpoint, reply_to
 
 from builder.config import Recipe
 from builder.errors import EndpointError, TableError, VerifyError
 from builder.eval_paired import paired
-from builder.evaluate import Benchmark, Evaluation, Sampling, evaluate, named_model, prepare, recounted, stored
+from builder.evaluate import (
+    Benchmark,
+    Evaluation,
+    Sampling,
+    evaluate,
+    named_model,
+    prepare,
+    recounted,
+    replies_of,
+    stored,
+)
 from builder.section import PromptSource
 from builder.statistics import paired_interval
 from builder.store import Run
@@ -75,6 +86,20 @@ def test_a_question_without_a_reply_is_an_error_and_a_rerun_pays_only_for_it(tmp
         before = len(server.asks)
         assert measured(run, recipe(), questions, server).replies == 5
         assert [ask.question for ask in server.asks[before:]] == ["Question 3?"]
+
+
+def test_a_model_that_ends_at_once_has_answered_and_an_endpoint_that_says_nothing_has_not(tmp_path: Path) -> None:
+    run, questions, empty = Run(tmp_path / "run"), benchmark(tmp_path), {"message": {"content": ""}}
+    body: dict[str, object] = {"choices": [{**empty, "finish_reason": "stop"}], "usage": {"completion_tokens": 1}}
+    with endpoint(script=lambda ask: json.dumps(body).encode() if ask.question == "Question 3?" else None) as server:
+        found = measured(run, recipe(), questions, server)
+        assert (found.replies, len(server.asks)) == (5, 5)
+        rows = replies_of(run, found).read("verdicts").filter(pl.col("verdict") == "wrong")
+        silent = replies_of(run, found).read("responses").filter(pl.col("answer").is_null())
+        assert len(silent) == 1 and silent["response_id"][0] in rows["response_id"]
+        body["usage"] = {"completion_tokens": 0}
+        with pytest.raises(EndpointError, match=r"1 of 5 replies did not come .*empty reply, 6 times in a row"):
+            measured(run, recipe(seed=1), questions, server)
 
 
 @pytest.mark.parametrize(("gold", "gold_type"), [(None, "number"), ("  ", "number"), ("4", "reference_text")])

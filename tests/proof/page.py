@@ -73,13 +73,15 @@ def paired(arm: Verdicts, control: Verdicts) -> Interval:
     )
 
 
-def table(root: Path, name: str) -> list[dict[str, Any]]:
-    """Rows of a SQL file of this folder on what is below `root`; none where no file of that kind is there."""
+def table(root: Path, name: str, copy: Path | None = None) -> list[dict[str, Any]]:
+    """Rows of a SQL file of this folder on what is below `root`, and in a file `copy`; none where there is nothing."""
     connection = duckdb.connect()
     connection.execute("set threads = 1")
     connection.execute("set file_search_path = $root", {"root": str(root.resolve())})
     try:
         found = connection.sql((HERE / f"{name}.sql").read_text(encoding="utf-8").rstrip().rstrip(";"))
+        if copy:
+            found.write_csv(str(copy)) if copy.suffix == ".csv" else found.write_parquet(str(copy), compression="zstd")
     except duckdb.IOException as error:
         if "No files found" in str(error):
             return []
@@ -166,7 +168,7 @@ def page(root: Path, *, quick: bool) -> tuple[str, dict[str, str]]:
     settings = json.loads((root / "settings.json").read_text(encoding="utf-8"))
     text = _template("page.md.jinja").render(
         quick=quick, sections=sections, seeds=seeds, settings=settings, overlap=table(root, "overlap"),
-        releases=_releases(rows), seconds=_seconds(rows), comparisons=sum(len(one["compared"]) for one in sections),
+        seconds=_seconds(rows), comparisons=sum(len(one["compared"]) for one in sections),
     )  # fmt: skip
     plots = {}
     for one in sections:
@@ -184,12 +186,6 @@ def _template(name: str) -> Template:
     )  # fmt: skip
     jinja.filters |= {"points": _points, "percent": lambda share: f"{100 * share:.1f}"}
     return jinja.get_template(name)
-
-
-def _releases(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Release of every arm that has one, once each."""
-    found = {(row["task"], row["seed"], row["arm"]): row for row in rows if row["version"]}
-    return [found[key] for key in sorted(found)]
 
 
 def _seconds(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -215,6 +211,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, svg in plots.items():
         (folder / name).write_text(svg, encoding="utf-8")
+    table(given.out, "verdicts", folder / "verdicts.parquet")
+    table(given.out, "arms", folder / "arms.csv")
     given.page.write_text(text, encoding="utf-8")
 
 
