@@ -62,7 +62,7 @@ class Chain:
         say(f"$ builder {shlex.join(given)}")
         began, out = time.monotonic(), io.StringIO()
         with contextlib.redirect_stdout(out):
-            code = app([*given, "--json", "--quiet"], standalone_mode=False)
+            code = app([*given, "--json"], standalone_mode=False)
         if code:
             raise SystemExit(f"builder {command} ended with exit code {code}; its message stands above.")
         say(f"  {time.monotonic() - began:.1f} s")
