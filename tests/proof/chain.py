@@ -40,7 +40,7 @@ class Size:
 
 
 SIZES: Final = {
-    "full": Size({"words": 5, "rows": 3, "r1": 2}, {"words": 2}, 1300, 580, 500, {"words": 8, "rows": 12}),
+    "full": Size({"words": 5, "rows": 3, "r1": 2}, {"words": 2}, 1300, 580, 500, {"words": 8, "rows": 16}),
     "quick": Size({"words": 1, "rows": 1}, {}, 200, 80, 100, {"words": 4, "rows": 4}),
 }
 
