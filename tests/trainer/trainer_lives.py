@@ -1,5 +1,6 @@
 """Runs in processes of their own: two that train together, one that is killed, and what they leave."""
 
+import faulthandler
 import os
 import signal
 import socket
@@ -50,6 +51,7 @@ def finish(ranks: list[Any], output: Path) -> str:
 
 def until_killed(paths: tuple[Path, Path, Path], overrides: tuple[str, ...], life: int | None, counted: Path) -> None:
     """Train in a process that kills itself at the `life`-th thing it does to files or to weights; None for never."""
+    faulthandler.enable()  # a process that ends by another signal says where
     torch.set_num_threads(1)
     left, seen = [life], [0]
 
