@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -64,7 +65,7 @@ def start(name: str, out: Path, options: list[str]) -> int:
 def settle(out: Path, name: str, part: str) -> None:
     """Write down what the proof in this folder is of. Raises SystemExit where the folder holds another one."""
     size = SIZES[name]
-    settings = {"size": name, "part": part, "questions": size.questions, "rows": size.rows, "held_out": size.held_out}
+    settings = {"size": name, "part": part} | asdict(size)
     place, told = out / "settings.json", json.dumps(settings, indent=2) + "\n"
     if place.is_file() and place.read_text(encoding="utf-8") != told:
         raise SystemExit(
