@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
+from statistics import NormalDist, median
 from typing import Any, Final
 
 import duckdb
@@ -181,7 +181,7 @@ def page(root: Path, *, quick: bool) -> tuple[str, dict[str, str]]:
     settings = json.loads((root / "settings.json").read_text(encoding="utf-8"))
     text = _template("page.md.jinja").render(
         quick=quick, sections=sections, seeds=seeds, settings=settings, overlap=table(root, "overlap"),
-        seconds=_seconds(rows), comparisons=sum(len(one["compared"]) for one in sections),
+        seconds=_seconds(rows), luck=_luck(sections), comparisons=sum(len(one["compared"]) for one in sections),
     )  # fmt: skip
     plots = {}
     for one in sections:
@@ -199,6 +199,14 @@ def _template(name: str) -> Template:
     )  # fmt: skip
     jinja.filters |= {"points": _points, "percent": lambda share: f"{100 * share:.1f}"}
     return jinja.get_template(name)
+
+
+def _luck(sections: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """By task, how far apart two trainings came out that differ in a few rows; an arm that is its own cut is none."""
+    apart: dict[str, list[float]] = defaultdict(list)
+    for row in (row for one in sections if one["name"] == "chance" for row in one["compared"]):
+        apart[row["task"]] += [abs(difference) for difference in row["difference"].seeds if difference]
+    return [{"task": task, "pairs": len(one), "median": median(one), "most": max(one)} for task, one in apart.items()]
 
 
 def _seconds(rows: list[dict[str, Any]]) -> dict[str, float]:
