@@ -186,7 +186,7 @@ def page(root: Path, *, quick: bool) -> tuple[str, dict[str, str]]:
     plots = {}
     for one in sections:
         ends = [abs(end) for row in one["compared"] for end in (row["difference"].low, row["difference"].high)]
-        reach = max(1, math.ceil(20 * max(ends))) / 20  # of the axis either way, in steps of five points
+        reach = max(1, math.ceil(10 * max(ends))) / 10  # of the axis either way, in steps of ten points
         drawn = _template("plot.svg.jinja").render(title=one["title"], compared=one["compared"], reach=reach)
         plots[f"{one['name']}.svg"] = drawn + "\n"
     return text, plots
