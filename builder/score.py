@@ -195,9 +195,10 @@ def _missing(run: Run, identity: str, shard: Shard) -> pl.DataFrame:
 
 def _chunks(run: Run, missing: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """Replies with their logprobs, ascending by id within a block of parts, so that batches do not depend on parts."""
-    logprobs = run.parts("logprobs")
-    by_part = (pl.DataFrame(rows) for _, rows in run.by_part("logprobs", ["response_id"]))
-    held = [ids.with_columns(part=pl.lit(i)) for i, ids in enumerate(by_part)]
+    logprobs, held = [], []
+    for part, rows in run.by_part("logprobs", ["response_id"]):  # one listing: another shard may add a part meanwhile
+        held.append(pl.DataFrame(rows).with_columns(part=pl.lit(len(logprobs))))
+        logprobs.append(part)
     places = pl.concat(held) if held else pl.DataFrame(schema={"response_id": pl.String, "part": pl.Int32})
     stand_in = {Path(part).name for part in missing["part"].unique()}
     for parts in _blocks([part for part in run.parts("responses") if part.name in stand_in]):

@@ -2,11 +2,13 @@
 
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import torch
 from score_toys import (
@@ -326,6 +328,32 @@ def test_every_part_is_read_once(student: Path, tmp_path: Path, monkeypatch: pyt
     chunks = list(scoring._chunks(run, missing))
     assert [chunk["response_id"].to_list() for chunk in chunks] == [["r1"], ["r4"]]
     assert all(chunk["logprob"].null_count() == 0 for chunk in chunks)
+
+
+def test_a_part_that_another_shard_adds_at_any_moment_costs_no_reply_its_logprobs(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "alone")
+    run.append("prompts", columns_table("prompts", [prompt()]))
+    run.append("responses", columns_table("responses", REPLIES), shard=1)
+    for row in REPLIES:
+        run.append("logprobs", columns_table("logprobs", [logprobs(row)]), shard=1)
+    shutil.copytree(run.root, tmp_path / "beside")
+    score(run, recipe(student))
+    beside, listed, other = Run(tmp_path / "beside"), Run.parts, reply("another shard's")
+
+    def parts(self: Run, name: str) -> list[Path]:
+        """Of every listing of logprobs the next one begins with a part more."""
+        found = listed(self, name)
+        if name == "logprobs":
+            rows = columns_table(name, [logprobs(other)])
+            pq.write_table(rows.cast(self.schema(name)), self.table_dir(name) / f"part-000-{len(found):05d}.parquet")
+        return found
+
+    monkeypatch.setattr(Run, "parts", parts)
+    score(beside, recipe(student))
+    for table in ("scores", "sentences"):
+        assert rows(run, table) == rows(beside, table)
 
 
 def test_student_ids_of_scores_are_those_of_the_recipe(student: Path, tmp_path: Path) -> None:
