@@ -196,8 +196,8 @@ def _missing(run: Run, identity: str, shard: Shard) -> pl.DataFrame:
 def _chunks(run: Run, missing: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """Replies with their logprobs, ascending by id within a block of parts, so that batches do not depend on parts."""
     logprobs, held = [], []
-    for part, rows in run.by_part("logprobs", ["response_id"]):  # one listing: another shard may add a part meanwhile
-        held.append(pl.DataFrame(rows).with_columns(part=pl.lit(len(logprobs))))
+    for part, ids in run.by_part("logprobs", ["response_id"]):  # one listing: another shard may add a part meanwhile
+        held.append(pl.DataFrame(ids).with_columns(part=pl.lit(len(logprobs))))
         logprobs.append(part)
     places = pl.concat(held) if held else pl.DataFrame(schema={"response_id": pl.String, "part": pl.Int32})
     stand_in = {Path(part).name for part in missing["part"].unique()}
