@@ -195,7 +195,8 @@ def _missing(run: Run, identity: str, shard: Shard) -> pl.DataFrame:
 
 def _chunks(run: Run, missing: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """Replies with their logprobs, ascending by id within a block of parts, so that batches do not depend on parts."""
-    logprobs, held = [], []
+    logprobs: list[Path] = []
+    held: list[pl.DataFrame] = []
     for part, ids in run.by_part("logprobs", ["response_id"]):  # one listing: another shard may add a part meanwhile
         held.append(pl.DataFrame(ids).with_columns(part=pl.lit(len(logprobs))))
         logprobs.append(part)
