@@ -180,7 +180,7 @@ def page(root: Path, *, quick: bool) -> tuple[str, dict[str, str]]:
     }
     settings = json.loads((root / "settings.json").read_text(encoding="utf-8"))
     text = _template("page.md.jinja").render(
-        quick=quick, sections=sections, seeds=seeds, settings=settings, overlap=table(root, "overlap"),
+        quick=quick, sections=sections, seeds=seeds, settings=settings, draws=DRAWS, overlap=table(root, "overlap"),
         seconds=_seconds(rows), luck=_luck(sections), comparisons=sum(len(one["compared"]) for one in sections),
     )  # fmt: skip
     plots = {}
