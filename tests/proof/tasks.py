@@ -24,6 +24,7 @@ Part = Literal["train", "tuning", "held-out"]
 
 TUNING_SEED = 1_000_003  # of no run
 DIGITS, STEPS = 3, 2  # of a question
+STEP = (0, 1, -1)  # what is added to every digit, or 0 for a first digit that goes to the end
 SPELLED_OUT = 0.4  # of the steps that add or take away
 TEACHER_STEPS, FORM_STEPS, BATCH = 2000, 60, 16
 
@@ -46,13 +47,13 @@ def word_problems(n: int, seed: int, part: Part = "train") -> Drawn:
 def row_problems(n: int, seed: int, part: Part = "train") -> Drawn:
     """The first n distinct problems of a seeded stream; a hash of row and steps decides the part.
 
-    Steps are what is added to every digit, which stays one; 0 stands for a first digit that goes to the end.
+    Digits stay digits: steps that would lead out of 0 to 9 are drawn again.
     """
     rng = random.Random(f"rows:{part}:{seed}")
     found: dict[str, Problem] = {}
     while len(found) < n:
         row = [rng.randrange(10) for _ in range(DIGITS)]
-        numbers = tuple(rng.choice((0, 1, 2, -1, -2)) for _ in range(STEPS))
+        numbers = tuple(rng.choice(STEP) for _ in range(STEPS))
         after = rows(row, numbers)
         said = " ".join(f"{_step(place, number)}." for place, number in enumerate(numbers))
         question = f"There are {_shown(row)}. {said} How are they now?"
