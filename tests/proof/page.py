@@ -131,6 +131,7 @@ def section(claim: Mapping[str, Any], known: Mapping[tuple[str, str], Verdicts],
             if {(task, name), (task, control)} <= known.keys():
                 difference, theirs = paired(known[task, name], known[task, control]), sign_of(paper)
                 one = {"task": task, "arm": name, "control": control, "paper": paper, "theirs": theirs}
+                one["seeds"] = sorted(known[task, name].keys() & known[task, control].keys())
                 compared.append(one | {"difference": difference, "reading": reading(difference.sign, theirs)})
     return dict(claim) | {"arms": arms, "compared": compared, "reading": in_one_sentence(compared)}
 
@@ -181,7 +182,8 @@ def page(root: Path, *, quick: bool) -> tuple[str, dict[str, str]]:
     settings = json.loads((root / "settings.json").read_text(encoding="utf-8"))
     text = _template("page.md.jinja").render(
         quick=quick, sections=sections, seeds=seeds, settings=settings, draws=DRAWS, overlap=table(root, "overlap"),
-        seconds=_seconds(rows), luck=_luck(sections), comparisons=sum(len(one["compared"]) for one in sections),
+        seconds=_seconds(rows), luck=_luck(sections, rows), reached=_reached(known),
+        comparisons=sum(len(one["compared"]) for one in sections),
     )  # fmt: skip
     plots = {}
     for one in sections:
@@ -201,12 +203,24 @@ def _template(name: str) -> Template:
     return jinja.get_template(name)
 
 
-def _luck(sections: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _luck(sections: Sequence[Mapping[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """By task, how far apart two trainings came out that differ in a few rows; an arm that is its own cut is none."""
+    builds = {(row["task"], row["arm"], row["seed"]): row["build_id"] for row in rows}
     apart: dict[str, list[float]] = defaultdict(list)
     for row in (row for one in sections if one["name"] == "chance" for row in one["compared"]):
-        apart[row["task"]] += [abs(difference) for difference in row["difference"].seeds if difference]
+        for seed, difference in zip(row["seeds"], row["difference"].seeds, strict=True):
+            if builds[row["task"], row["arm"], seed] != builds[row["task"], row["control"], seed]:
+                apart[row["task"]].append(abs(difference))
     return [{"task": task, "pairs": len(one), "median": median(one), "most": max(one)} for task, one in apart.items()]
+
+
+def _reached(known: Mapping[tuple[str, str], Verdicts]) -> list[dict[str, Any]]:
+    """By task that has a teacher, the least and most pass@1 of a trained student on one seed."""
+    found: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    for (task, arm), by_seed in known.items():
+        if (task, "teacher") in known and arm not in ("base", "teacher"):
+            found[task] += [(sum(one.values()) / len(one), arm) for one in by_seed.values()]
+    return [{"task": task, "least": min(one), "most": max(one)} for task, one in sorted(found.items())]
 
 
 def _seconds(rows: list[dict[str, Any]]) -> dict[str, float]:

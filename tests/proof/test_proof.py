@@ -102,7 +102,7 @@ def evaluated(run_folder: Path, label: str, found: list[bool], verifier: str = "
         pq.write_table(pa.table({"response_id": ids, **columns}), tables / name / "part-0.parquet")
 
 
-def written(root: Path, arms: dict[str, list[list[bool]]]) -> Path:
+def written(root: Path, arms: dict[str, list[list[bool]]], builds: dict[str, str] | None = None) -> Path:
     """What run.py leaves of task words: verdicts of evaluations by arm, seed and question, and an arm's release."""
     for arm, seeds in arms.items():
         for seed, found in enumerate(seeds):
@@ -110,9 +110,8 @@ def written(root: Path, arms: dict[str, list[list[bool]]]) -> Path:
             place = root / f"words-{seed}" / "arms" / f"{arm}.json"
             place.parent.mkdir(exist_ok=True)
             stages = [{"stage": arm, "rows": 10, "tokens": 1234}]
-            place.write_text(
-                json.dumps({"version": "v1", "build_id": "b" * 64, "stages": stages, "total_seconds": 60.0})
-            )
+            build = (builds or {}).get(f"{arm}-{seed}", arm)
+            place.write_text(json.dumps({"version": "v1", "build_id": build, "stages": stages, "total_seconds": 60.0}))
     run.settle(root, "quick", "held-out")
     return root
 
@@ -131,6 +130,17 @@ def test_the_page_says_what_the_verdicts_say_and_is_the_same_twice(tmp_path: Pat
     assert text.startswith("**This page is of the quick run")
     assert set(plots) == {"selection.svg"}
     assert (text, plots) == page.page(root, quick=True)
+
+
+def test_luck_is_how_far_trainings_on_almost_the_same_rows_came_apart_and_an_arm_that_is_its_own_cut_is_none(
+    tmp_path: Path,
+) -> None:
+    whole, cut = [[True, False]] * 3, [[True, False], [True, True], [True, False]]
+    arms = {"random": whole, "random-tokens": cut, "base": [[False, False]] * 3, "teacher": [[True, True]] * 3}
+    root = written(tmp_path / "proof", arms, {"random-tokens-0": "random"})
+    text, _ = page.page(root, quick=False)
+    assert "came out 25.0 points apart in the median, 50.0 at most (2 pairs)." in text
+    assert "Students of `words` came out between 50.0% (random) and 100.0% (random-tokens), by seed and arm." in text
 
 
 def test_boxes_of_the_ladder_stand_with_questions_and_stories_of_all_seeds(tmp_path: Path) -> None:
