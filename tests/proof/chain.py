@@ -29,20 +29,26 @@ HERE: Final = Path(__file__).resolve().parent
 @dataclass(frozen=True)
 class Size:
     """How large a proof is: seeds of each task, of which the first so many have the arms of sensitivity; questions of
-    both halves together, of which as many rows of a half train; epochs of a stage."""
+    both halves together, of which so many rows of a half train, and epochs of a stage, by task."""
 
     seeds: dict[str, int]
     sensitivity: dict[str, int]
-    questions: int
-    rows: int
+    questions: dict[str, int]
+    rows: dict[str, int]
+    epochs: dict[str, int]
     held_out: int
-    epochs: int
 
 
 SIZES: Final = {
-    "full": Size({"words": 5, "rows": 3, "r1": 2}, {"words": 2}, 780, 320, 500, 16),
-    "quick": Size({"words": 1, "rows": 1}, {}, 200, 80, 100, 4),
-}
+    "full": Size(
+        {"words": 5, "rows": 3, "r1": 2}, {"words": 2},
+        {"words": 780, "rows": 1300}, {"words": 320, "rows": 580}, {"words": 16, "rows": 12}, 500,
+    ),
+    "quick": Size(
+        {"words": 1, "rows": 1}, {},
+        {"words": 200, "rows": 200}, {"words": 80, "rows": 80}, {"words": 4, "rows": 4}, 100,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class Chain:
         from trainer.errors import TrainerError
 
         release, output = f"runs/{self.task}/releases/{version}", f"models/{arm.name}"
-        how = [f"defaults.seed={self.seed}", f"defaults.num_train_epochs={self.size.epochs}", *arm.more]
+        how = [f"defaults.seed={self.seed}", f"defaults.num_train_epochs={self.size.epochs[self.task]}", *arm.more]
         where = ["--dataset", release, "--model", "models/student", "--output", output, "--recipe", "train.yaml"]
         say(f"$ {shlex.join(['trainer', 'run', *where, *how])}")
         began = time.monotonic()
@@ -122,16 +128,17 @@ class Arm:
             "rules": base["rules"] + self.given.get("rules", []),
             "params": base["params"] | self.given.get("params", {}),
         }
+        rows = size.rows[task]
         stages = {
             name: {
                 "where": self.half.get(name, self.whole),
-                "quotas": {"rows": size.rows if name in self.half else cut or 2 * size.rows, "weights": {task: 1}},
+                "quotas": {"rows": rows if name in self.half else cut or 2 * rows, "weights": {task: 1}},
             }
             for name in self.stages
         }
         recipe: dict[str, Any] = {"selection": selection, "stages": stages}
         if self.given.get("mixed"):
-            recipe["mixed_policy"] = {"prompts": size.rows, "keep": "all", "off_policy_ratio": 1.0}
+            recipe["mixed_policy"] = {"prompts": rows, "keep": "all", "off_policy_ratio": 1.0}
         return [f"{name}={json.dumps(value)}" for name, value in recipe.items()]
 
 
@@ -159,7 +166,7 @@ def run_chain(chain: Chain) -> None:
 def _materials(chain: Chain) -> None:
     """Questions, recipes and models. Models take their names when they are whole."""
     draw, kind = {"words": (tasks.word_problems, "integer"), "rows": (tasks.row_problems, "exact_text")}[chain.task]
-    train = draw(chain.size.questions, chain.seed, "train")
+    train = draw(chain.size.questions[chain.task], chain.seed, "train")
     asked = {one.question for one in train}
     for name, found in (
         ("questions", train),
@@ -204,7 +211,7 @@ def _data(chain: Chain, *, sensitivity: bool) -> dict[str, Any]:
                 chain.builder("generate", *how)
             except SystemExit:  # a teacher that ends at once does so again: such requests stay without a reply
                 stored = chain.builder("status", *how)["tables"]["responses"]
-                if stored < 0.999 * in_all * chain.size.questions:
+                if stored < 0.999 * in_all * chain.size.questions[chain.task]:
                     raise
                 say(f"  {stored} replies are enough")
     chain.builder("score")
@@ -215,7 +222,7 @@ def _data(chain: Chain, *, sensitivity: bool) -> dict[str, Any]:
 def _arm(chain: Chain, arm: Arm) -> dict[str, Any]:
     """Release, train, evaluate."""
     cut = _rows_within(arm) if "cut_to" in arm.given else None
-    if cut == 2 * chain.size.rows:  # the arm of fewest tokens is its own cut
+    if cut == 2 * chain.size.rows[chain.task]:  # the arm of fewest tokens is its own cut
         return _read(arm.uncut) | chain.accuracy(arm.name, f"models/{arm.uncut}/final")
     overrides = arm.overrides(chain.size, chain.task, cut)
     seconds = {}

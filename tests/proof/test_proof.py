@@ -206,7 +206,7 @@ def test_the_arm_of_fewest_tokens_is_evaluated_as_its_own_cut(tmp_path: Path, mo
     Path("arms").mkdir()
     size = chain.SIZES["quick"]
     for name, tokens in {"random": 8_100, "count": 9_000}.items():
-        stages = [{"stage": name, "rows": 2 * size.rows, "tokens": tokens}]
+        stages = [{"stage": name, "rows": 2 * size.rows["rows"], "tokens": tokens}]
         Path(f"arms/{name}.json").write_text(json.dumps({"version": f"of {name}", "stages": stages}))
     asked = []
 
