@@ -176,9 +176,9 @@ def page(root: Path, *, quick: bool) -> tuple[str, dict[str, str]]:
         raise SystemExit(f"{root} holds no evaluation yet, so there is nothing to show. Run run.py first.")
     claims = yaml.safe_load((HERE / "claims.yaml").read_text(encoding="utf-8"))
     sections = [one for claim in claims if (one := section(claim, known, rows))["compared"]]
-    seeds = {
-        task: sorted({seed for (one, _), found in known.items() if one == task for seed in found}) for task, _ in known
-    }
+    seeds: dict[str, set[int]] = defaultdict(set)
+    for task, arm in sorted(known, reverse=True):
+        seeds[task.removesuffix(" stories")] |= known[task, arm].keys()
     settings = json.loads((root / "settings.json").read_text(encoding="utf-8"))
     text = _template("page.md.jinja").render(
         quick=quick, sections=sections, seeds=seeds, settings=settings, draws=DRAWS, overlap=table(root, "overlap"),
