@@ -47,8 +47,9 @@ def bootstrap(values: Sequence[Sequence[int]]) -> Interval:
 
     `values` are −1, 0 or 1 by seed and question: verdicts, or differences of two verdicts on one question. The plain
     percentiles of so few seeds are too narrow, so those are taken that hold 95% for a mean of normal values, n seeds
-    wide: Φ(−√(n/(n−1)) t) and its complement (Hesterberg, The American Statistician 69, 2015, section 5.3). Of one seed
-    nothing is known about another, so its interval is that of its questions.
+    wide: Φ(−√(n/(n−1)) t) and its complement (Hesterberg, The American Statistician 69, 2015, section 5.3), which for
+    two and three seeds are the ends of all draws. Of one seed nothing is known about another, so its interval is that
+    of its questions.
     """
     means, seeds = resampled(values), len(values)
     level = NormalDist().cdf(-math.sqrt(seeds / (seeds - 1)) * STUDENT_T[seeds - 1]) if seeds > 1 else 0.025
